@@ -45,8 +45,10 @@ namespace millrace::reactor {
 using Handle = int;
 inline constexpr Handle kNoHandle = -1;
 
-// Separate buffers, so that intake can never starve the replies that would free it.
-enum class BufferGroup : uint8_t { ingress, delivery, control };
+// Separate buffers, so that intake can never starve the replies that would free it: received mail;
+// replies of receivers; messages read back from the spool (private buffers only); DNS and admin.
+enum class BufferGroup : uint8_t { ingress, delivery, spool, control };
+inline constexpr int kBufferGroups = 4;
 
 struct Completion {
   int32_t result = 0;
