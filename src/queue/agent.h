@@ -1,0 +1,133 @@
+// What the queue asks of delivery, and what delivery answers: the one upward call of the layers.
+//
+// The queue decides *what* and *when*; delivery knows *how*. A Site is a resolved MX host set; a Lane is
+// one connection slot of a (site, source) on this shard, acquired from the limits before open() and given
+// back by lane_closed(). An open lane pulls its work: Dispatcher::take() until it answers nothing, then
+// it idles until wake() or its idle time-out. Several Attempts may be out on one lane (pipelining).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "events/event.h"
+#include "queue/message.h"
+#include "reactor/address.h"
+#include "reactor/mailbox.h"
+
+namespace millrace::dns {
+struct Route;  // dns/mx.h: ordered MX hosts with addresses, the site key, or why there are none
+}
+
+namespace millrace::queue {
+
+struct Destination;  // destination.h: the mail of one routing domain (and pool)
+struct Site;         // destination.h
+struct Item;         // item.h
+
+// What became of one recipient of an attempt (dsn/classify.h decides it from the reply).
+enum class Action : uint8_t {
+  delivered,
+  defer,        // advances the message's schedule
+  bounce,
+  give_back,    // was not tried, or the failure says nothing about it: no attempt, no change of schedule
+  uncertain,    // end of data sent, reply lost: may have been delivered; after --retry-uncertain
+};
+
+struct RecipientResult {
+  Action action = Action::give_back;
+  events::Scope scope = events::Scope::none;
+  events::Stage stage = events::Stage::none;
+  uint16_t code = 0;              // 0: no reply
+  std::string enhanced;           // "5.1.1", as the peer wrote it or as we judged
+  std::string_view bounce_class;  // static text
+  std::string reply;              // verbatim, bounded to 1 KiB; or our own words when there was no reply
+  int64_t rest_ms = 0;            // the receiver (or rule) names a time to stay away
+};
+
+// One transaction. Made by the queue, lent to delivery by take(), returned by finished() with a result
+// for each recipient. Self-contained, so that a lane on another shard can serve it.
+struct Attempt : reactor::Letter {
+  const Message* message = nullptr;      // read-only; its home keeps it until the attempt is back
+  std::vector<uint32_t> recipients;      // indices into message->envelope.recipients, one domain
+  // Filled in by delivery before finished(), parallel to `recipients`.
+  std::vector<RecipientResult> results;
+  // About the connection that served it.
+  std::string mx;
+  reactor::Address peer, local;
+  std::string_view ehlo_name;            // valid as long as the configuration
+  uint64_t session = 0;                  // number of the connection
+  uint32_t session_message = 0;          // which message of it, from 1
+  uint32_t connect_ms = 0, transaction_ms = 0;
+  // The receiver takes no more recipients than this in a transaction (452 4.5.3, LIMITS); 0: unknown.
+  uint32_t recipients_learned = 0;
+
+  // The queue's own.
+  Item* item = nullptr;
+  unsigned home_shard = 0;
+  int64_t taken_at = 0;                  // monotonic
+  Link link;
+};
+
+// Why a connection failed or ended; one event each, not one per waiting message.
+struct LaneEnd {
+  enum class Cause : uint8_t {
+    idle,            // closed by us: nothing to do, message limit, drained
+    peer_limit,      // closed by the peer between transactions, without an error: reconnect at once
+    failed,          // DNS, connect, TLS, greeting, 4xx/5xx before any MAIL: next host or hold
+    lost,            // connection lost before any reply to MAIL: reconnect at once, paced
+    told_to_slow,    // 421 or a rate code: hold
+  } cause = Cause::idle;
+  events::Scope scope = events::Scope::source;  // of failed and told_to_slow: source at this site, or site
+  events::Stage stage = events::Stage::none;
+  uint16_t code = 0;
+  std::string enhanced, reply, mx;
+  reactor::Address peer;
+  int64_t rest_ms = 0;               // named by the receiver; 0: the --hold schedule
+  uint32_t messages = 0;             // finished on this connection
+};
+
+// Delivery's connection, as the queue sees it. Owned by the Agent.
+struct Lane {
+  virtual ~Lane() = default;
+  // Work may be waiting: take() again when there is room. Called at most once until the lane takes.
+  virtual void wake() = 0;
+  // Finish what is out, start nothing new, then end. (Pause, recall of the slot, shut-down.)
+  virtual void retire() = 0;
+
+  Site* site = nullptr;
+  unsigned source = 0;               // index into Config::sources (0 when there are none)
+  bool idle = true;                  // the lane's own: nothing out, waiting for wake()
+  Link idle_link;                    // the queue's own: on the site's list of idle lanes
+};
+
+// What delivery calls.
+class Dispatcher {
+ public:
+  virtual ~Dispatcher() = default;
+  // The next transaction for this lane, or nullptr: nothing that may go now. The attempt stays lent until
+  // finished(); `previous` is one that is still out on the same lane or nullptr.
+  virtual Attempt* take(Lane& lane) = 0;
+  virtual void finished(Attempt& attempt) = 0;
+  // The connection is up (greeting and EHLO done): the ramp may grow.
+  virtual void lane_ready(Lane& lane) = 0;
+  // The lane's socket is closed and its slot free again; every attempt has been finished before. The
+  // Agent destroys the lane after this call.
+  virtual void lane_closed(Lane& lane, const LaneEnd& end) = 0;
+  virtual void on_route(Destination& destination, std::shared_ptr<const dns::Route> route) = 0;
+};
+
+// What the queue calls.
+class Agent {
+ public:
+  virtual ~Agent() = default;
+  virtual void start(Dispatcher& dispatcher) = 0;
+  // Finds the next hop of the destination (explicit route, smarthost or MX), answers on_route, never
+  // inline.
+  virtual void resolve(Destination& destination) = 0;
+  // Opens a connection to the site's hosts (site.route) from the source; a slot has been acquired.
+  virtual Lane* open(Site& site, unsigned source) = 0;
+};
+
+}  // namespace millrace::queue

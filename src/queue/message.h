@@ -1,0 +1,53 @@
+// A resident message: envelope and content in memory, shared by the queue items that deliver it.
+// Belongs to its home shard, which alone counts references and changes it; another shard may read it
+// while the home holds an Attempt out on loan. Immutable once accepted.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "mail/content.h"
+#include "mail/envelope.h"
+#include "mail/spool_id.h"
+#include "reactor/buffers.h"
+#include "spool/spool.h"
+
+namespace millrace::queue {
+
+struct Message {
+  mail::SpoolId id;
+  mail::Envelope envelope;
+  mail::Content content;                     // its spans lie in `buffers`
+  std::vector<reactor::BufferRef> buffers;
+  spool::Location location;                  // where it lies in the spool, once durable
+  uint32_t references = 0;
+};
+
+class MessageRef {
+ public:
+  MessageRef() = default;
+  explicit MessageRef(Message* message) : message_(message) {
+    if (message_) ++message_->references;
+  }
+  MessageRef(const MessageRef& other) : MessageRef(other.message_) {}
+  MessageRef(MessageRef&& other) noexcept : message_(std::exchange(other.message_, nullptr)) {}
+  MessageRef& operator=(MessageRef other) noexcept {
+    std::swap(message_, other.message_);
+    return *this;
+  }
+  ~MessageRef() {
+    if (message_ && --message_->references == 0) delete message_;
+  }
+  static MessageRef make() { return MessageRef(new Message); }
+
+  Message* get() const { return message_; }
+  Message* operator->() const { return message_; }
+  Message& operator*() const { return *message_; }
+  explicit operator bool() const { return message_ != nullptr; }
+
+ private:
+  Message* message_ = nullptr;
+};
+
+}  // namespace millrace::queue
