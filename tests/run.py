@@ -1,0 +1,233 @@
+#!/usr/bin/env python3
+"""Builds and runs every test of the tree; tools/test calls it once the packages are there.
+
+Stages, in this order:
+  layers   includes point one way (tests/layers.py)
+  unit     release build in build/; unit, simulation and crash tests
+  asan     the same tests under AddressSanitizer and UndefinedBehaviorSanitizer, in build-asan/
+  tsan     the tests of what crosses cores (mailboxes) under ThreadSanitizer, in build-tsan/
+  fuzz     a short run of every fuzzer, in build-fuzz/ (clang)
+  system   tests/system/*.py: whole programs; each says itself why it is skipped (exit code 77)
+
+Every case of a GoogleTest program counts as one test, every other program or script as one. A stage
+that cannot be built is one failure, and the others still run.
+"""
+import argparse
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as xml
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SKIP = 77
+
+STRICT_SANITIZERS = {
+    'ASAN_OPTIONS': 'detect_stack_use_after_return=1:strict_string_checks=1:abort_on_error=1',
+    'UBSAN_OPTIONS': 'halt_on_error=1:print_stacktrace=1',
+    'TSAN_OPTIONS': 'halt_on_error=1:second_deadlock_stack=1',
+}
+
+
+class Tally:
+    def __init__(self):
+        self.passed = 0
+        self.failures = []
+        self.skips = []
+
+    def fail(self, name, output=''):
+        self.failures.append(name)
+        if output:
+            print('\n'.join(output.strip().splitlines()[-60:]))
+        print(f'FAILED  {name}', flush=True)
+
+    def skip(self, name, reason):
+        self.skips.append(name)
+        print(f'skipped {name}: {reason}', flush=True)
+
+
+def run(command, timeout, env=None):
+    """(exit code or None on time-out, output). The command's whole process group ends with it."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               stdin=subprocess.DEVNULL, text=True, errors='replace',
+                               env={**os.environ, **(env or {})}, start_new_session=True)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+        return process.returncode, output
+    except BaseException as problem:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        output = process.communicate()[0]
+        if not isinstance(problem, subprocess.TimeoutExpired):
+            raise
+        return None, output + f'\n(stopped after {timeout} s)'
+
+
+def build(tally, folder, options, targets=(), env=None):
+    if not (ROOT / folder / 'build.ninja').exists():
+        code, output = run(['meson', 'setup', folder, *options], 300, env)
+        if code != 0:
+            tally.fail(f'{folder}: meson setup', output)
+            return False
+    code, output = run(['ninja', '-C', folder, *targets], 1800)
+    if code != 0:
+        tally.fail(f'{folder}: build', output)
+        return False
+    return True
+
+
+def count_gtest(tally, label, name, report, code, output):
+    """Counts the cases of one GoogleTest program from its XML report."""
+    failed_before = len(tally.failures)
+    for case in xml.parse(report).getroot().iter('testcase'):
+        case_name = f'{label}/{name}: {case.get("classname")}.{case.get("name")}'
+        if case.find('failure') is not None:
+            tally.fail(case_name)
+        elif case.get('result') == 'skipped' or case.find('skipped') is not None:
+            tally.skip(case_name, 'see its message')
+        elif case.get('status') == 'run':
+            tally.passed += 1
+    if code != 0:
+        # Died after its report, or a failure outside of any case.
+        if len(tally.failures) == failed_before:
+            tally.fail(f'{label}/{name}: exit code {code}')
+        print('\n'.join(output.strip().splitlines()[-80:]))
+
+
+def run_program(tally, label, name, command, timeout, env=None):
+    with tempfile.TemporaryDirectory(prefix='millrace-test-') as scratch:
+        report = pathlib.Path(scratch) / 'report.xml'
+        started = time.monotonic()
+        code, output = run(command, timeout, {**STRICT_SANITIZERS, **(env or {}),
+                                              'GTEST_OUTPUT': f'xml:{report}'})
+        seconds = time.monotonic() - started
+        before = tally.passed
+        if report.exists() and code is not None:
+            count_gtest(tally, label, name, report, code, output)
+        elif code == 0:
+            tally.passed += 1
+        elif code == SKIP:
+            tally.skip(f'{label}/{name}', (output.strip().splitlines() or ['no reason given'])[-1])
+        else:
+            tally.fail(f'{label}/{name}: ' + ('time-out' if code is None else f'exit code {code}'),
+                       output)
+        print(f'  {label}/{name}: {tally.passed - before} passed in {seconds:.1f} s', flush=True)
+
+
+def meson_tests(folder):
+    listing = subprocess.run(['meson', 'introspect', '--tests', folder], cwd=ROOT, text=True,
+                             stdout=subprocess.PIPE, check=True).stdout
+    return json.loads(listing)
+
+
+def run_meson_tests(tally, label, folder, options, slower=1):
+    for test in meson_tests(folder):
+        # Google Benchmark programs are built, so that they keep building, and not run.
+        if any(suite.endswith('bench') for suite in test['suite']):
+            continue
+        env = dict(test.get('env') or {})
+        if options.long:
+            env['MILLRACE_TEST_LONG'] = '1'
+        timeout = (test.get('timeout') or 30) * slower * (20 if options.long else 4)
+        run_program(tally, label, test['name'], test['cmd'], timeout, env)
+
+
+def stage_layers(tally, options):
+    code, output = run([sys.executable, 'tests/layers.py'], 60)
+    if code == 0:
+        tally.passed += 1
+    else:
+        tally.fail('layers', output)
+
+
+def stage_unit(tally, options):
+    if build(tally, 'build', ['--buildtype=release']):
+        run_meson_tests(tally, 'unit', 'build', options)
+
+
+def stage_asan(tally, options):
+    # Level 1 and line numbers only: full debug information doubles the time of this build.
+    if build(tally, 'build-asan', ['-Doptimization=1', '-Db_sanitize=address,undefined',
+                                   '-Db_lundef=false', '-Dbenches=false', '-Ddebug=false',
+                                   '-Dcpp_args=-g1 -fno-omit-frame-pointer']):
+        run_meson_tests(tally, 'asan', 'build-asan', options, slower=3)
+
+
+def stage_tsan(tally, options):
+    target = 'tests/unit/reactor/test_reactor'
+    if build(tally, 'build-tsan', ['--buildtype=debugoptimized', '-Db_sanitize=thread',
+                                   '-Db_lundef=false', '-Dbenches=false'], [target]):
+        # ThreadSanitizer cannot follow what the kernel does through a ring; it is the mailboxes,
+        # the only memory two cores touch, that it is wanted for.
+        before = tally.passed
+        run_program(tally, 'tsan', 'mailbox',
+                    [f'build-tsan/{target}', '--gtest_filter=*Mailbox*'], 600)
+        if tally.passed == before:
+            tally.fail('tsan/mailbox: no test of this name')
+
+
+def stage_fuzz(tally, options):
+    if not build(tally, 'build-fuzz', ['--buildtype=debugoptimized', '-Dfuzzers=true',
+                                       '-Db_lundef=false'],
+                 env={'CC': 'clang-14', 'CXX': 'clang++-14'}):
+        return
+    seconds = 600 if options.long else 10
+    fuzzers = sorted(p for p in (ROOT / 'build-fuzz/tests/fuzz').glob('fuzz_*')
+                     if p.is_file() and os.access(p, os.X_OK))
+    if not fuzzers:
+        tally.fail('fuzz: no fuzzer was built')
+    for fuzzer in fuzzers:
+        with tempfile.TemporaryDirectory(prefix='millrace-fuzz-') as grown:
+            # New inputs go to the first folder; the corpus in the tree is only read.
+            seeds = ROOT / 'tests/fuzz/corpus' / fuzzer.name.removeprefix('fuzz_')
+            command = [str(fuzzer), f'-max_total_time={seconds}', '-rss_limit_mb=2048', '-timeout=10',
+                       '-print_final_stats=0', f'-artifact_prefix={ROOT}/build-fuzz/', grown]
+            run_program(tally, 'fuzz', fuzzer.name, command + ([str(seeds)] if seeds.is_dir() else []),
+                        seconds + 300)
+
+
+def stage_system(tally, options):
+    if not build(tally, 'build', ['--buildtype=release']):
+        return
+    for script in sorted((ROOT / 'tests/system').glob('[a-z]*.py')):
+        if re.search(r"^if __name__ == '__main__':", script.read_text(), re.MULTILINE):
+            run_program(tally, 'system', script.stem, [sys.executable, str(script)],
+                        3600 if options.long else 300,
+                        {'MILLRACE_TEST_LONG': '1'} if options.long else None)
+
+
+STAGES = {'layers': stage_layers, 'unit': stage_unit, 'asan': stage_asan, 'tsan': stage_tsan,
+          'fuzz': stage_fuzz, 'system': stage_system}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog='tools/test', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--long', action='store_true', help='more seeds, longer fuzzing')
+    parser.add_argument('--only', metavar='STAGE,...', default=','.join(STAGES))
+    options = parser.parse_args()
+    wanted = options.only.split(',')
+    for name in wanted:
+        if name not in STAGES:
+            parser.error(f'no stage {name!r}; there are {", ".join(STAGES)}')
+    tally = Tally()
+    for name in wanted:
+        started = time.monotonic()
+        print(f'== {name}', flush=True)
+        STAGES[name](tally, options)
+        print(f'== {name}: {time.monotonic() - started:.0f} s', flush=True)
+    for name in tally.failures:
+        print(f'FAILED  {name}')
+    print(f'{tally.passed} passed, {len(tally.failures)} failed, {len(tally.skips)} skipped')
+    return 1 if tally.failures or not tally.passed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
