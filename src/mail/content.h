@@ -18,6 +18,10 @@
 
 namespace millrace::mail {
 
+// At most so many dots are listed. A message with more can be sent by DATA only, which its stuffed form
+// serves without edits (a BDAT message with more is rewritten to that form once, see smtp/rewrite.h).
+constexpr uint32_t kMostListedDots = 4096;
+
 struct Cut {  // a range of raw bytes that is not part of the message (a removed header line)
   uint32_t offset = 0;
   uint32_t size = 0;
@@ -35,18 +39,30 @@ struct Content {
   // Offsets in raw of the lines that begin with a dot: of the transparency dot if `stuffed` (to be
   // dropped for BDAT), else of the content's own dot (to be doubled for DATA). Ascending.
   std::vector<uint32_t> dots;
+  uint32_t unlisted_dots = 0;          // counted on top of those listed: see supports()
   std::vector<Cut> cuts;               // ascending, apart, each a run of whole lines, none holding a dot
   bool stuffed = false;                // received by DATA
   bool eight_bit = false;              // an octet above 127 in header or body
   bool ends_in_crlf = true;            // a BDAT message may not; then DATA adds one
   uint32_t crc = 0;                    // CRC32C of the raw bytes
 
+  // Whether `form` can be gathered: both for a message with at most kMostListedDots dots, else only
+  // the one it was received in. Asserted by gather().
+  bool supports(WireForm form) const {
+    return unlisted_dots == 0 || (form == WireForm::data) == stuffed;
+  }
+  // Appends a span of raw bytes, joining it to the last one when they are neighbours in memory.
+  void append_raw(std::string_view bytes);
+  // Drops raw bytes from the end: the final dot may have been received with the line before it.
+  // REQUIRES: size <= raw_size
+  void truncate_raw(uint32_t size);
+
   // Octets of the canonical content: what SIZE and BDAT announce.
   uint64_t size() const;
   // Octets of `form` on the wire, without the final ".\r\n".
   uint64_t wire_size(WireForm form) const;
-  // Appends the spans of `form` to `parts`. They point into prefix, raw and static bytes, so they stay
-  // valid while this Content and its buffers do.
+  // Appends the spans of `form` to `parts`, never an empty one. They point into prefix, raw and static
+  // bytes, so they stay valid while this Content and its buffers do.
   void gather(WireForm form, std::vector<iovec>& parts) const;
 };
 
@@ -59,6 +75,8 @@ struct Metadata {
   Envelope envelope;
   Content content;  // raw is empty; raw_size says how many bytes belong there
 };
+// Whatever the bytes are, the result is an Error or a Metadata that keeps the invariants above (edits
+// ascending, apart, within raw_size; no control characters in the envelope).
 Result<Metadata> decode_metadata(std::string_view bytes);
 
 // The cheap part of a metadata record, read for every queued message at recovery: no allocation per

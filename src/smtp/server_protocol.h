@@ -1,0 +1,195 @@
+// The receiving side of SMTP as a state machine without I/O: bytes in, replies and events out. The
+// session (src/ingress) owns one, moves its bytes, and decides what a message becomes.
+//
+//   void Session::on_data(char* data, size_t size, BufferRef buffer) {
+//     std::string_view piece(data, size);
+//     while (!piece.empty()) {
+//       ServerProtocol::Step step = protocol.advance(piece);
+//       piece.remove_prefix(step.consumed);
+//       switch (step.event) { ... }
+//       if (step.event == Event::blocked) { keep `piece`, pause receiving; break; }
+//     }
+//     protocol.take_output(...), send; if (protocol.finished()) close after it
+//   }
+//
+// Ownership. `piece` is the caller's and need not outlive the call, except that body bytes are reported
+// as views into it (Step::body), which the caller keeps by holding the buffer. The protocol itself keeps
+// copies only of a command line that straddles pieces and of the envelope. envelope() and facts() are
+// the current message's; the caller may move them out at Event::message_end, and they are cleared by the
+// next advance().
+//
+// Order. Every message_end is answered once by message_done(number, reply), at any later time. Until
+// then the protocol parses on: replies to later commands are held behind the missing one and leave in
+// command order. At most `max_pending_messages` are unanswered; then advance() returns `blocked` and
+// consumes nothing until message_done().
+//
+// Limits: all of ServerOptions; memory is a command line, the envelope and the held replies. Time-outs
+// are the session's.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "mail/envelope.h"
+#include "smtp/command.h"
+#include "smtp/data_decoder.h"
+#include "smtp/line_reader.h"
+#include "smtp/reply.h"
+
+namespace millrace::smtp {
+
+struct ServerOptions {  // constant while a session lasts
+  std::string hostname;               // of greeting, EHLO reply and "postmaster@"
+  std::string banner = "ESMTP Millrace";
+  Extensions extensions;
+  uint64_t max_message_size = 50 << 20;  // octets of canonical content; below 2^32 - 2^20
+  uint32_t max_recipients = 1000;
+  uint32_t max_errors = 20;              // replies 5xx to commands, then 421
+  uint32_t max_idle_commands = 200;      // NOOP, RSET, VRFY, ... since the last message, then 421
+  uint32_t max_messages = 0;             // per session; 0 is no limit
+  uint32_t max_pending_messages = 8;
+  bool keep_bad_lines = false;           // a message with line faults ends in message_end all the same
+};
+
+// What only the session knows. A Reply is asked for at three points; code 0 is "go on".
+class ServerPolicy {
+ public:
+  virtual Reply check_mail(const mail::Envelope&, uint64_t announced_size) { return {}; }
+  virtual Reply check_recipient(const mail::Envelope&, const mail::Recipient&) { return {}; }
+  // Before 354, or before the first chunk.
+  virtual Reply check_data(const mail::Envelope&) { return {}; }
+
+ protected:
+  ~ServerPolicy() = default;
+};
+
+class ServerProtocol {
+ public:
+  enum class State : uint8_t {
+    connected,     // greeting not sent
+    greeted,       // waiting for EHLO or HELO
+    ready,         // no transaction
+    mail,          // MAIL accepted
+    rcpt,          // at least one recipient accepted
+    data,          // receiving after 354
+    chunk,         // receiving octets of a BDAT chunk
+    between_chunks,
+    drain_chunk,   // a refused chunk's octets pass by
+    bdat_failed,   // a chunk was refused: only RSET, a new EHLO or QUIT lead on
+    closing,       // the last reply is written, or waits behind pending messages
+  };
+
+  enum class Event : uint8_t {
+    none,               // go on with the rest of the piece, if any
+    message_begin,      // bytes of a message follow: envelope() says whose
+    body,               // `body` belongs to the message
+    message_end,        // all of it: facts(), envelope(), message_number(); message_done() must follow
+    message_discarded,  // between message_begin and message_end: drop what was kept of it
+    blocked,            // too many pending messages: call again after message_done()
+  };
+  struct Step {
+    Event event = Event::none;
+    size_t consumed = 0;
+    std::string_view body;
+  };
+
+  // `options` and `policy` outlive the protocol.
+  ServerProtocol(const ServerOptions& options, ServerPolicy& policy);
+
+  // Writes 220, or the refusal (421, 554) and finishes. Bytes that come before are an early talker's.
+  void greet(const Reply* refusal = nullptr);
+  // REQUIRES: !finished(), piece not empty. After State::closing input is consumed and ignored.
+  Step advance(std::string_view piece);
+
+  // At Event::message_end and until the next advance().
+  mail::Envelope& envelope() { return envelope_; }
+  IntakeFacts& facts();
+  uint64_t message_number() const { return message_number_; }
+  // The reply to the message of that number: 250, or its refusal. `reply` is copied.
+  void message_done(uint64_t number, const Reply& reply);
+  // "554 5.6.0 bare LF in line 3, octet 17" for a message kept in spite of line faults or not.
+  static std::string describe_fault(const IntakeFacts& facts);
+
+  // Ends the session with `reply` (421) at the next command boundary: at once unless a message's bytes
+  // are coming in.
+  void shut_down(const Reply& reply);
+
+  // Replies that may be sent now. Moves them to the end of `out`.
+  void take_output(std::string& out);
+  bool has_output() const { return !output_.empty(); }
+  // Nothing more will be read or, after take_output(), written: send what there is, then close.
+  bool finished() const { return state_ == State::closing && pending_count_ == 0; }
+
+  State state() const { return state_; }
+  bool receiving_message() const;  // between message_begin and message_end
+  uint32_t pending_messages() const { return pending_count_; }
+  const std::string& helo() const { return helo_; }
+  bool esmtp() const { return esmtp_; }
+  uint64_t messages() const { return message_number_; }  // begun in this session
+  uint32_t errors() const { return errors_; }
+
+ private:
+  struct Pending {       // a message whose reply is missing, and the replies that wait behind it
+    uint64_t number = 0;
+    bool answered = false;
+    std::string reply;
+    std::string after;
+  };
+
+  void enter(State state);
+  std::string& out();    // where the next reply goes
+  void say(const Reply& reply);
+  void refuse(const Reply& reply);  // says it and counts an error
+  void close_with(const Reply& reply);
+  void release_answered();
+  Pending& pending_at(uint32_t index);
+
+  Step on_line(std::string_view line, size_t consumed, bool more_input);
+  Step on_command(const Command& command, bool more_input);
+  void on_hello(const Command& command);
+  void on_mail(const Command& command);
+  void on_rcpt(const Command& command);
+  Step on_data_command(bool more_input);
+  Step on_bdat(const Command& command);
+  Step read_data(std::string_view piece);
+  Step read_chunk(std::string_view piece);
+  Step end_chunk(size_t consumed, std::string_view body);
+  Step finish_message(Step step);
+  Step refuse_message(const Reply& reply, Step step);
+  void clear_transaction();
+  void begin_message();
+  bool discard();        // true if a message was being received and its bytes were wanted
+  bool idle_command();   // counts; false when the session was closed for it
+
+  // Constant after construction.
+  const ServerOptions& options_;
+  ServerPolicy& policy_;
+
+  State state_ = State::connected;
+  LineReader lines_;
+  mail::Envelope envelope_;
+  detail::ContentScanner scanner_;
+  std::string helo_;
+  bool esmtp_ = false;
+  bool message_open_ = false;    // between message_begin and its end
+  bool message_wanted_ = false;  // its bytes are still reported
+  bool envelope_taken_ = false;  // message_end was reported: clear at the next advance()
+  bool discard_next_ = false;    // message_discarded is due before anything else
+  bool last_chunk_ = false;
+  uint64_t chunk_left_ = 0;
+  uint64_t drained_ = 0;
+  uint32_t chunks_ = 0;
+  uint32_t errors_ = 0;
+  uint32_t idle_commands_ = 0;
+  uint64_t message_number_ = 0;
+
+  std::string output_;
+  std::vector<Pending> pending_;  // a ring of max_pending_messages, its strings reused
+  uint32_t pending_first_ = 0;
+  uint32_t pending_count_ = 0;
+};
+std::string_view to_string(ServerProtocol::State state);
+
+}  // namespace millrace::smtp
