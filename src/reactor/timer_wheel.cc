@@ -23,12 +23,19 @@ TimerWheel::~TimerWheel() {
   while (due_.pop_front()) {}
 }
 
-void TimerWheel::start(int64_t now) { tick_ = now / kTick; }
+void TimerWheel::start(int64_t now) {
+  now_ = now;
+  tick_ = now / kTick;
+}
 
 void TimerWheel::arm(Timer& timer, int64_t deadline) {
   ASSERT(timer.call != nullptr);
   timer.link.unlink();
   timer.deadline = deadline;
+  if (deadline <= now_) {
+    due_.push_back(timer);  // rounding up could file it for the tick to come
+    return;
+  }
   place(timer, due_);
 }
 
@@ -75,6 +82,7 @@ int64_t TimerWheel::next() const {
 }
 
 void TimerWheel::advance(int64_t now) {
+  now_ = now;
   int64_t target = now / kTick;
   // What a callback arms for the past waits for the next advance: no callback can keep us here.
   Slot firing;

@@ -69,6 +69,7 @@ class TimerWheel {
   Slot far_;  // beyond the horizon
   Slot due_;  // armed for the past, to fire at the next advance
   int64_t tick_ = 0;  // everything up to this tick has fired
+  int64_t now_ = 0;   // of the last advance
 };
 
 }  // namespace millrace::reactor

@@ -181,6 +181,7 @@ class UringIo final : public Io {
   OpList ending_;
   // Entries that found the submission queue full and the kernel short of memory, in order.
   std::vector<io_uring_sqe> spilled_;
+  bool messages_queued_ = false;  // to other rings, since the last submission
   uint64_t event_value_ = 0;
   int64_t next_accept_warning_ = 0;
   int64_t next_enter_warning_ = 0;
@@ -314,6 +315,13 @@ void UringIo::turn(int64_t longest_wait_ns) {
   timers_.advance(now_);
   if (notified && on_wake) on_wake();
   run_deferred();
+  if (messages_queued_) {
+    // Not left for the next turn's wait, since there may be none: a loop that ends must not leave those
+    // asleep whom its last turn woke. Under load nobody sleeps, so this costs little.
+    messages_queued_ = false;
+    move_spilled();
+    submit_queued();
+  }
   running = nullptr;
 }
 
@@ -394,6 +402,7 @@ void UringIo::wake() {
   if (sender && sender != this && sender->features_.msg_ring) {
     io_uring_sqe& entry = sender->next_entry();
     io_uring_prep_msg_ring(&entry, ring_.ring_fd, 0, kMessage, 0);
+    sender->messages_queued_ = true;
     // Only a failure comes back, with the eventfd to use in its place.
     entry.flags |= IOSQE_CQE_SKIP_SUCCESS;
     io_uring_sqe_set_data64(&entry,
