@@ -30,8 +30,12 @@ void Mailbox::drain() {
         // Empty, or the first letter is not linked yet: then its pusher wakes us after linking it.
         return;
       }
+      if (last == &stub_) {
+        // An earlier call put it behind the letters that have just been delivered.
+        reader_.wake();
+        return;
+      }
       tail_ = letter = next;
-      if (last == &stub_) last = nullptr;  // the stub was in the middle: no end mark, run to the end
       next = letter->next_letter.load(std::memory_order_acquire);
     }
     if (!next) {
