@@ -56,7 +56,7 @@ class Stream {
 
   // Sends all of `parts`, continuing short sends, then on_sent(). The array may be temporary; the
   // bytes stay valid until on_sent, or until on_closed if it ends before. An empty send completes too.
-  // After an error it is dropped in silence (on_end has been or will be called).
+  // After on_end(error) it is dropped in silence.
   // REQUIRES: open() and !sending().
   void send(std::span<const iovec> parts);
   bool sending() const { return sending_; }
@@ -113,6 +113,7 @@ class Stream {
   bool sending_ = false;
   bool shutdown_wanted_ = false;
   bool reset_ = false;
+  int send_error_ = 0;  // told once the receive has ended
 
   size_t unsent_ = 0;
   std::array<iovec, kInlineParts> inline_parts_;

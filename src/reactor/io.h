@@ -88,6 +88,11 @@ class Op {
     ASSERT(!pending_ && call_ != nullptr);
     pending_ = true;
   }
+  // For the simulator only: its host has crashed, and no completion will come.
+  void abandon() {
+    pending_ = false;
+    parked.unlink();
+  }
   // A back end's own note of the operation (storage for a message header, an event's number).
   // Valid from begin() to the final completion.
   struct Scratch {
