@@ -29,7 +29,6 @@
 namespace millrace::reactor {
 
 using HostId = uint32_t;
-inline constexpr size_t kBufferGroups = static_cast<size_t>(BufferGroup::control) + 1;
 
 // How often what goes wrong: chances from 0 to 1. A test may change them at any time.
 struct Faults {

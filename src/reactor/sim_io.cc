@@ -38,7 +38,8 @@ SimIo::SimIo(SimCore& core, HostId host, uint64_t seed) : core_(core), host_(hos
       layout == BufferLayout::incremental ? options.block_bytes : options.small_block_bytes;
   for (size_t group = 0; group < pools_.size(); ++group) {
     pools_[group] =
-        std::make_unique<SimBufferPool>(*this, layout, block, options.buffer_limits[group]);
+        std::make_unique<SimBufferPool>(static_cast<SimBufferPool::Listener&>(*this), layout, block,
+                                        options.buffer_limits[group]);
   }
   timers_.start(core.now);
   core.ios.push_back(this);
@@ -516,12 +517,7 @@ void SimIo::catch_write(OpRecord& record, Crash kind) {
 
 Result<std::vector<std::string>> SimIo::list_directory(const std::string& path) {
   if (dead_) return fail("list " + path + ": the host has crashed", EIO);
-  auto entries = disk().list(path);
-  if (!entries) return entries;
-  for (size_t left = entries->size(); left > 1; --left) {  // no file system promises an order
-    std::swap((*entries)[left - 1], (*entries)[chance_.below(left)]);
-  }
-  return entries;
+  return disk().list(path);
 }
 
 Status SimIo::make_directory(const std::string& path) {
