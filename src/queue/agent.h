@@ -98,8 +98,11 @@ struct Lane {
 
   Site* site = nullptr;
   unsigned source = 0;               // index into Config::sources (0 when there are none)
-  bool idle = true;                  // the lane's own: nothing out, waiting for wake()
-  Link idle_link;                    // the queue's own: on the site's list of idle lanes
+
+  // The queue's own.
+  bool connecting = false;           // opened, lane_ready() not yet called
+  int64_t opened_at = 0;             // monotonic
+  Link idle_link;                    // on its group's list while it waits for wake()
 };
 
 // What delivery calls.

@@ -6,10 +6,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string_view>
 
 #include "mail/spool_id.h"
 #include "queue/message.h"
+#include "queue/pending_end.h"
 #include "reactor/timer_wheel.h"
 #include "spool/spool.h"
 
@@ -17,6 +19,7 @@ namespace millrace::queue {
 
 enum class State : uint8_t {
   ready,      // due; on its sub-queue's fresh or retry list
+  paused,     // due, but an operator's pause covers it; on its sub-queue's paused list
   loading,    // due; its message is being read back from the spool
   loaded,     // due and resident again; on its destination's loaded list, first to go
   in_flight,  // lent to delivery as an Attempt
@@ -38,13 +41,14 @@ struct Item : reactor::Timer {
   uint32_t recipient = 0;       // the recipient's number, when there is no fanout
   uint32_t expires_s = 0;       // UTC seconds
   uint32_t first_attempt_s = 0; // UTC seconds; 0: none yet
+  uint32_t sender_hash = 0;     // of the reverse-path, to find a sender's mail without reading it
   uint16_t attempts = 0;        // counted ones
   uint16_t events = 0;          // events so far: numbers them
   State state = State::ready;
   bool attempted_since_start = false;
-  bool removing = false;        // an operator's delete or bounce waits for the attempt to come back
-  bool retry_now = false;       // an operator's retry, likewise
+  int64_t recording_due_ms = 0; // UTC; while an outcome is being recorded: when the item is due again
+  std::unique_ptr<PendingEnd> ending;  // an operator's delete or bounce waits for it to come back
 };
-static_assert(sizeof(Item) <= 136);
+static_assert(sizeof(Item) <= 160);
 
 }  // namespace millrace::queue

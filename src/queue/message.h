@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/intrusive_list.h"
 #include "mail/content.h"
 #include "mail/envelope.h"
 #include "mail/spool_id.h"
@@ -15,13 +16,20 @@
 
 namespace millrace::queue {
 
+struct Item;
+
 struct Message {
   mail::SpoolId id;
   mail::Envelope envelope;
   mail::Content content;                     // its spans lie in `buffers`
   std::vector<reactor::BufferRef> buffers;
   spool::Location location;                  // where it lies in the spool, once durable
+  uint64_t sequence = 0;                     // of its record
   uint32_t references = 0;
+
+  // The queue's own.
+  Item* item = nullptr;                      // one of its items, while it is queued and resident
+  Link resident_link;                        // oldest first; off while an attempt is out
 };
 
 class MessageRef {
@@ -37,7 +45,10 @@ class MessageRef {
     return *this;
   }
   ~MessageRef() {
-    if (message_ && --message_->references == 0) delete message_;
+    if (message_ && --message_->references == 0) {
+      message_->resident_link.unlink();
+      delete message_;
+    }
   }
   static MessageRef make() { return MessageRef(new Message); }
 

@@ -1,0 +1,38 @@
+// How an embedded relay is doing: counters since its start, summed over its shards.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace millrace {
+
+// An empty text is success. Otherwise what is wrong, where, and the remedy.
+struct Problem {
+  std::string text;
+  explicit operator bool() const { return !text.empty(); }
+};
+
+struct RelayStatus {
+  unsigned shards = 0;
+  // Messages.
+  uint64_t accepted = 0;         // durable and acknowledged
+  uint64_t rejected = 0;
+  uint64_t bytes_accepted = 0;
+  // Recipients.
+  uint64_t delivered = 0, deferred = 0, bounced = 0, expired = 0, removed = 0;
+  // Now.
+  uint64_t queued = 0;           // queue items: a message's recipients of one domain
+  uint64_t ready = 0, in_flight = 0;
+  uint64_t inbound_connections = 0, outbound_connections = 0;
+  // Cost.
+  uint64_t connects = 0;         // outbound connections opened
+  uint64_t attempts = 0;
+  uint64_t syncs = 0;            // durable writes of the log
+  uint64_t bytes_written = 0;    // to the spool: bodies, records, padding, compaction
+  uint64_t body_bytes = 0;       // of accepted bodies; bytes_written / body_bytes is the amplification
+  uint64_t body_bytes_copied = 0;
+  uint64_t bodies_read_back = 0; // from the spool, after they had left memory
+  uint64_t memory_buffers = 0;   // bytes of receive buffers in use
+};
+
+}  // namespace millrace

@@ -1,0 +1,16 @@
+// Where events go once the record that holds them is durable.
+#pragma once
+
+#include "events/event.h"
+
+namespace millrace::events {
+
+class Sink {
+ public:
+  virtual ~Sink() = default;
+  // `sequence` is the spool record's: when all events up to it are safely out, they need no replay. 0:
+  // the event has no record (a refusal, a connection failure).
+  virtual void emit(uint64_t sequence, const Event& event) = 0;
+};
+
+}  // namespace millrace::events

@@ -1,0 +1,372 @@
+// The operator's view of one shard's queue and the hand on it. relay/control.h makes commands durable and
+// brings them to every shard: a pause is a rule kept until it is resumed; a delete or bounce is kept until
+// it has met every item, so that a restart goes on with it. None of them needs the message's body.
+#include <algorithm>
+
+#include "base/crc32c.h"
+#include "base/log.h"
+#include "dns/mx.h"
+#include "queue/outcome.h"
+
+namespace millrace::queue {
+namespace {
+
+constexpr int64_t kMillisecond = 1'000'000;
+constexpr size_t kSlice = 4096;       // index slots looked at in one go
+constexpr size_t kRemovalsAhead = 256;  // messages read back at once for a delete or bounce
+
+void put_field(std::string& out, char tag, std::string_view text) {
+  if (text.empty()) return;
+  out += tag;
+  out += text;
+  out += '\0';
+}
+
+}  // namespace
+
+// Fields "d<domain>", "j<job>", "s<sender>", "i<id>", "b<ms>", each ended by a NUL.
+std::string encode_filter(const Filter& filter) {
+  std::string out;
+  put_field(out, 'd', filter.domain);
+  put_field(out, 'j', filter.job);
+  put_field(out, 's', filter.sender);
+  if (!filter.id.empty()) put_field(out, 'i', filter.id.to_string());
+  if (filter.before_ms != INT64_MAX) put_field(out, 'b', std::to_string(filter.before_ms));
+  return out;
+}
+
+Result<Filter> decode_filter(std::string_view text) {
+  Filter filter;
+  while (!text.empty()) {
+    size_t end = text.find('\0');
+    if (end == text.npos || end == 0) return fail("operator action: cut short");
+    std::string_view value = text.substr(1, end - 1);
+    switch (text[0]) {
+      case 'd': filter.domain = value; break;
+      case 'j': filter.job = value; break;
+      case 's': filter.sender = value; break;
+      case 'i': {
+        Result<mail::SpoolId> id = mail::SpoolId::parse(value);
+        if (!id.ok()) return fail(id.error());
+        filter.id = *id;
+        break;
+      }
+      case 'b': filter.before_ms = std::stoll(std::string(value)); break;
+      default: return fail("operator action: unknown field");
+    }
+    text.remove_prefix(end + 1);
+  }
+  return filter;
+}
+
+// Exact but for the sender of a message that is not resident, which is compared by its hash; what ends
+// mail compares the sender itself before it does.
+bool Scheduler::matches(const Item& item, const Filter& filter) const {
+  if (!filter.id.empty() && item.id != filter.id) return false;
+  if (!filter.domain.empty() && item.queue->destination->domain != filter.domain) return false;
+  if (!filter.job.empty() && item.queue->job != filter.job) return false;
+  if (!filter.sender.empty()) {
+    if (item.message ? item.message->envelope.reverse_path != filter.sender
+                     : item.sender_hash != crc32c(0, filter.sender)) {
+      return false;
+    }
+  }
+  return item.id.time_ms() < filter.before_ms;
+}
+
+bool Scheduler::paused(const Item& item) const {
+  for (const PauseRule& rule : pauses_) {
+    if (matches(item, rule.filter)) return true;
+  }
+  return false;
+}
+
+template <typename Visit>
+void Scheduler::each_item(Visit visit) const {
+  for (size_t slot = 0; slot < index_.capacity(); ++slot) {
+    Item* item = index_.at(slot);
+    if (!item) continue;
+    if (!item->fanout) {
+      visit(*item);
+      continue;
+    }
+    std::vector<Item*> parts = item->fanout->items;
+    for (Item* part : parts) visit(*part);
+  }
+}
+
+uint64_t Scheduler::count_matching(const Filter& filter) const {
+  uint64_t recipients = 0;
+  std::vector<uint32_t> numbers;
+  auto count = [&](const Item& item) {
+    if (!matches(item, filter)) return;
+    recipients_of(item, numbers);
+    recipients += numbers.size();
+  };
+  if (!filter.id.empty()) {
+    Item* item = index_.find(filter.id);
+    if (item && item->fanout) {
+      for (Item* part : item->fanout->items) count(*part);
+    } else if (item) {
+      count(*item);
+    }
+  } else {
+    each_item(count);
+  }
+  return recipients;
+}
+
+void Scheduler::add_pause(uint64_t number, Filter filter) {
+  pauses_.push_back({number, std::move(filter)});
+}
+
+void Scheduler::remove_pause(uint64_t number) {
+  std::erase_if(pauses_, [number](const PauseRule& rule) { return rule.number == number; });
+  resume_paused();
+}
+
+void Scheduler::end_matching(Command command, Filter filter, std::function<void()> done) {
+  removals_.push_back({command, std::move(filter), std::move(done), 0, index_.capacity(), 0});
+  if (started_ && !removal_timer_.armed()) context_.io.timers().arm(removal_timer_, now());
+}
+
+void Scheduler::resume_paused() {
+  for (auto& [name, destination] : destinations_) {
+    for (auto& queue : destination->queues) {
+      for (Item* item = queue->paused.front(); item;) {
+        Item* next = queue->paused.next(*item);
+        if (!paused(*item)) enter(*item, State::ready);
+        item = next;
+      }
+    }
+    work_arrived(*destination);
+  }
+}
+
+void Scheduler::retry_matching(const Filter& filter) {
+  each_item([&](Item& item) {
+    if (!matches(item, filter)) return;
+    Destination& destination = *item.queue->destination;
+    destination.hold.end_now();
+    if (destination.site) destination.site->groups[destination.source].hold.end_now();
+    if (item.state == State::waiting) enter(item, State::ready);
+  });
+  for (auto& [name, destination] : destinations_) {
+    if (destination->ready == 0) continue;
+    destination->timer.cancel();
+    if (destination->site) destination->site->timer.cancel();
+    work_arrived(*destination);
+  }
+}
+
+// A slice of the oldest delete or bounce. The index may change between slices, so a scan that meets a
+// change of its size starts again; what it has met is gone by then or about to be.
+void Scheduler::run_removals() {
+  if (removals_.empty() || stopping_) return;
+  Removal& removal = removals_.front();
+  PendingEnd end;
+  end.type = removal.command == Command::bounce ? events::Type::bounced : events::Type::removed;
+  end.why.action = Action::bounce;
+  end.why.scope = events::Scope::message;
+  end.why.enhanced = removal.command == Command::bounce ? "5.7.0" : "";
+  end.why.bounce_class = removal.command == Command::bounce ? "policy-related" : "";
+  end.why.reply = removal.command == Command::bounce ? "returned by the operator" : "deleted by the operator";
+  end.report = removal.command == Command::bounce;
+  end.sender = removal.filter.sender;
+  size_t found = 0;
+  auto visit = [&](Item& item) {
+    if (item.ending || !matches(item, removal.filter)) return;
+    ++found;
+    end_when_resident(item, end);
+  };
+  if (removal.capacity != index_.capacity()) {
+    removal.capacity = index_.capacity();
+    removal.slot = 0;
+  }
+  bool done = false;
+  if (!removal.filter.id.empty()) {
+    if (Item* item = index_.find(removal.filter.id)) {
+      std::vector<Item*> parts = item->fanout ? item->fanout->items : std::vector<Item*>{item};
+      for (Item* part : parts) visit(*part);
+    }
+    done = true;
+  } else {
+    size_t until = std::min(removal.slot + kSlice, removal.capacity);
+    // Ending an item may move a later one into a slot already passed (erase shifts back), never past
+    // the slot that is looked at: end_when_resident() erases nothing before its note is durable.
+    while (removal.slot < until && found < kRemovalsAhead && loads_ < kRemovalsAhead) {
+      if (Item* item = index_.at(removal.slot)) {
+        std::vector<Item*> parts = item->fanout ? item->fanout->items : std::vector<Item*>{item};
+        for (Item* part : parts) visit(*part);
+      }
+      ++removal.slot;
+    }
+    removal.found += found;
+    if (removal.slot >= removal.capacity) {
+      // Items shifted back behind the scan are met by one more round; a round that meets none ends it.
+      done = removal.found == 0;
+      removal.slot = 0;
+      removal.found = 0;
+    }
+  }
+  if (done) {
+    auto finished = std::move(removal.done);
+    removals_.pop_front();
+    finished();
+  }
+  if (!removals_.empty()) context_.io.timers().arm(removal_timer_, now() + kMillisecond);
+}
+
+// A slice of the index, so that every item is met about once a minute: mail that is due but may not go
+// (held, paused) expires all the same.
+void Scheduler::sweep() {
+  watch_wall_clock();
+  size_t count = std::max<size_t>(index_.capacity() / 60, kSlice);
+  for (size_t i = 0; i < count && index_.capacity() > 0; ++i) {
+    sweep_slot_ = (sweep_slot_ + 1) % index_.capacity();
+    Item* item = index_.at(sweep_slot_);
+    if (!item) continue;
+    std::vector<Item*> parts = item->fanout ? item->fanout->items : std::vector<Item*>{item};
+    for (Item* part : parts) {
+      if (part->ending || !item_expired(*part)) continue;
+      if (part->state != State::ready && part->state != State::paused && part->state != State::waiting) continue;
+      end_when_resident(*part, PendingEnd{events::Type::expired, expiry_result(), true, {}});
+    }
+    if (loads_ > kRemovalsAhead) break;
+  }
+  context_.io.timers().arm(sweep_timer_, now() + 1000 * kMillisecond);
+}
+
+std::vector<QueueRow> Scheduler::queue_rows() const {
+  std::vector<QueueRow> rows;
+  std::unordered_map<const Destination*, size_t> by_destination;
+  int64_t wall_ms = context_.io.wall_ms();
+  auto utc_of = [&](int64_t monotonic) { return wall_ms + (monotonic - now()) / kMillisecond; };
+  for (const auto& [name, at] : destinations_) {
+    const Destination& destination = *at;
+    if (destination.items == 0) continue;
+    by_destination[&destination] = rows.size();
+    QueueRow& row = rows.emplace_back();
+    row.domain = destination.domain;
+    row.pool = destination.pool;
+    row.messages = destination.items;
+    row.ready = destination.ready;
+    row.in_flight = destination.in_flight;
+    row.delivered = destination.delivered;
+    row.deferred = destination.deferred;
+    row.bounced = destination.bounced;
+    row.last_reply = destination.last_reply.text;
+    row.last_reply_ms = destination.last_reply.at_ms;
+    for (const auto& queue : destination.queues) row.paused += queue->paused.size();
+    const Site* site = destination.site;
+    const LaneGroup* group = site ? &site->groups[destination.source] : nullptr;
+    if (site) row.site = site->key;
+    if (group) row.connections = group->open;
+    if (destination.ready > 0) row.next_attempt_ms = wall_ms;
+    if (destination.hold.active(now())) {
+      row.next_attempt_ms = utc_of(destination.hold.until());
+      row.why = "held: " + destination.hold.reason();
+    } else if (destination.resolving && !site) {
+      row.why = "looking for its MX hosts";
+    } else if (group && group->hold.active(now())) {
+      row.next_attempt_ms = utc_of(group->hold.until());
+      row.why = "held: " + group->hold.reason();
+    } else if (destination.rate && !destination.rate->limiter.allowed(now()) && destination.ready > 0) {
+      row.next_attempt_ms = utc_of(destination.rate->limiter.allowed_at());
+      row.why = "paced by --destination-rate";
+    } else if (gated_) {
+      row.why = "outcomes wait for the disk";
+    } else if (group && destination.ready > 0 && group->open >= connection_limit(*site)) {
+      row.why = "all connections of the site are in use";
+    } else if (destination.ready > 0 || destination.in_flight > 0) {
+      row.why = "being delivered";
+    } else if (row.paused > 0) {
+      row.why = "paused by the operator";
+    }
+  }
+  each_item([&](const Item& item) {
+    QueueRow& row = rows[by_destination.at(item.queue->destination)];
+    int64_t accepted_ms = item.id.time_ms();
+    if (row.oldest_ms == 0 || accepted_ms < row.oldest_ms) row.oldest_ms = accepted_ms;
+    if (item.state != State::waiting) return;
+    ++row.waiting;
+    int64_t due_ms = utc_of(item.deadline);
+    if (row.next_attempt_ms == 0 || due_ms < row.next_attempt_ms) row.next_attempt_ms = due_ms;
+  });
+  for (QueueRow& row : rows) {
+    if (row.why.empty() && row.waiting > 0) row.why = "waiting for its next attempt";
+  }
+  return rows;
+}
+
+void Scheduler::show(const mail::SpoolId& id, std::function<void(Result<MessageRow>)> done) {
+  Item* found = index_.find(id);
+  if (!found) return done(fail("no such message in the queue: " + id.to_string()));
+  auto describe = [this, id](const mail::Envelope& envelope, uint64_t size, bool resident) -> Result<MessageRow> {
+    Item* item = index_.find(id);
+    if (!item) return fail("message " + id.to_string() + " left the queue while it was looked at");
+    MessageRow row;
+    row.id = id;
+    row.reverse_path = envelope.reverse_path;
+    row.job = envelope.job;
+    row.tenant = envelope.tenant;
+    row.pool = envelope.pool;
+    row.client = envelope.client;
+    row.message_id = envelope.message_id;
+    row.received_ms = envelope.received_ms;
+    row.expires_ms = envelope.expires_ms;
+    row.size = size;
+    row.resident = resident;
+    std::vector<uint32_t> numbers;
+    auto add = [&](const Item& part) {
+      recipients_of(part, numbers);
+      const Destination& destination = *part.queue->destination;
+      for (uint32_t number : numbers) {
+        RecipientRow& recipient = row.recipients.emplace_back();
+        recipient.address = envelope.recipients[number].address;
+        recipient.state = to_string(part.state);
+        recipient.attempts = part.attempts;
+        if (part.state == State::waiting) {
+          recipient.next_attempt_ms = context_.io.wall_ms() + (part.deadline - now()) / kMillisecond;
+        }
+        if (destination.hold.active(now())) {
+          recipient.why = destination.hold.reason();
+        } else if (destination.site && destination.site->groups[destination.source].hold.active(now())) {
+          recipient.why = destination.site->groups[destination.source].hold.reason();
+        } else {
+          recipient.why = destination.last_reply.text;
+        }
+      }
+    };
+    if (item->fanout) {
+      for (const Item* part : item->fanout->items) add(*part);
+    } else {
+      add(*item);
+    }
+    return row;
+  };
+  if (found->message) {
+    return done(describe(found->message->envelope, found->message->content.size(), true));
+  }
+  struct Look : spool::Read {
+    std::function<void(Read&)> finish;
+  };
+  auto* look = new Look;
+  look->message = found->location;
+  look->id = id;
+  look->body = false;
+  look->owner = look;
+  look->done = [](void* self, spool::Read& read) {
+    std::unique_ptr<Look> owned(static_cast<Look*>(self));
+    owned->finish(read);
+  };
+  look->finish = [describe, done](spool::Read& read) {
+    if (!read.status.ok()) return done(fail(read.status.error()));
+    Result<mail::Metadata> metadata = mail::decode_metadata(read.metadata);
+    if (!metadata.ok()) return done(fail(metadata.error()));
+    done(describe(metadata->envelope, metadata->content.size(), false));
+  };
+  context_.spool.read(*look);
+}
+
+}  // namespace millrace::queue

@@ -1,0 +1,118 @@
+// Where mail waits. An Item lies in a SubQueue (tenant and job) of a Destination (routing domain, pool
+// and egress source); the Destination's next hop is a Site (a set of MX hosts, shared by every domain
+// hosted there), whose connections from that source are a LaneGroup. All of it belongs to one shard.
+//
+// The source of a message follows from its id, so a retry, even after a restart, leaves from the same
+// address (greylisting), unless the list of sources was changed.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/intrusive_list.h"
+#include "queue/agent.h"
+#include "queue/item.h"
+#include "shaping/hold.h"
+#include "shaping/rate.h"
+
+namespace millrace::queue {
+
+class Scheduler;
+
+// Items use their timer's link, so that being on the wheel and on a list exclude each other.
+class ItemList {
+ public:
+  bool empty() const { return list_.empty(); }
+  uint32_t size() const { return size_; }
+  void push_back(Item& item) { list_.push_back(item), ++size_; }
+  void push_front(Item& item) { list_.push_front(item), ++size_; }
+  Item* front() { return static_cast<Item*>(list_.front()); }
+  Item* next(Item& item) { return static_cast<Item*>(list_.next(item)); }
+  void remove(Item& item) { item.link.unlink(), --size_; }
+  Item* pop_front() {
+    Item* item = front();
+    if (item) remove(*item);
+    return item;
+  }
+
+ private:
+  IntrusiveList<reactor::Timer, &reactor::Timer::link> list_;
+  uint32_t size_ = 0;
+};
+
+struct SubQueue {
+  Destination* destination = nullptr;
+  std::string tenant, job;
+  ItemList fresh;         // never attempted, in order of arrival
+  ItemList retry;         // due again
+  ItemList paused;        // due, but an operator's pause covers them
+  uint32_t items = 0;     // in every state
+  uint8_t turn = 0;       // new mail is never starved by retries, nor the reverse: see next_item()
+  Link active_link;       // on the destination's `active` while fresh or retry is not empty
+};
+
+// The last thing a receiver said, for the operator's view.
+struct LastReply {
+  std::string text;
+  uint16_t code = 0;
+  int64_t at_ms = 0;  // UTC
+};
+
+// --destination-rate counts the messages of a routing domain, whatever its pools and sources.
+struct DomainRate {
+  shaping::RateLimiter limiter;
+};
+
+struct Destination {
+  std::string domain, pool;
+  unsigned source = 0;
+  std::shared_ptr<const dns::Route> route;
+  int64_t route_until = INT64_MIN;   // monotonic; past it the route is found anew
+  bool resolving = false;
+  Site* site = nullptr;
+  shaping::Hold hold;                // no usable route just now
+  DomainRate* rate = nullptr;        // nullptr: no limit
+  bool tried = false;                // since start, if only by a look-up or a connection that failed
+  std::optional<RecipientResult> fatal;  // the domain takes no mail: its mail bounces with this
+  std::vector<std::unique_ptr<SubQueue>> queues;
+  IntrusiveList<SubQueue, &SubQueue::active_link> active;
+  ItemList loaded;                   // resident again, first to go
+  uint32_t ready = 0;                // fresh + retry + loaded + loading
+  uint32_t loading = 0;
+  uint32_t items = 0;
+  uint32_t in_flight = 0;
+  uint64_t delivered = 0, deferred = 0, bounced = 0;
+  LastReply last_reply;
+  int64_t missing_since_ms = 0;      // UTC: first NXDOMAIN or no data of the domain, 0: none
+  reactor::Timer timer;              // end of a hold, of a rate's pause, or of the wait for a second NXDOMAIN
+  Link ready_link;                   // on its lane group's `ready` while it has mail that may go
+  Scheduler* scheduler = nullptr;
+};
+
+struct LaneGroup {
+  uint32_t open = 0;                 // slots held: connecting, open and closing
+  uint32_t connecting = 0;
+  double window = 0;                 // how many may be open: the ramp
+  shaping::Hold hold;
+  IntrusiveList<Lane, &Lane::idle_link> idle;                  // most recently used first
+  IntrusiveList<Destination, &Destination::ready_link> ready;  // served in turn
+  bool tried = false;                // a connection failed since start
+};
+
+struct Site {
+  std::string key;
+  std::shared_ptr<const dns::Route> route;  // the newest one seen
+  bool explicit_hop = false;                // smarthost or --route: no ramp, only the limits given
+  std::deque<LaneGroup> groups;             // by source
+  shaping::RateLimiter connect_rate;
+  uint32_t destinations = 0;                // that point here
+  uint32_t recipients_learned = 0;          // the most recipients a transaction may have, 0: unknown
+  Scheduler* scheduler = nullptr;
+  reactor::Timer timer;                     // end of a hold or of a pause of the connect rate
+};
+
+}  // namespace millrace::queue

@@ -1,0 +1,1121 @@
+#include "queue/scheduler.h"
+
+#include <algorithm>
+
+#include "base/crc32c.h"
+#include "base/log.h"
+#include "dns/mx.h"
+#include "queue/outcome.h"
+
+namespace millrace::queue {
+namespace {
+
+constexpr int64_t kMillisecond = 1'000'000;
+constexpr int64_t kSecond = 1'000 * kMillisecond;
+
+// Messages of a destination being read back or read back and not yet taken: enough that a lane finds
+// the next one resident, few enough that a backlog of many destinations stays small in memory.
+constexpr uint32_t kLoadAhead = 16;
+constexpr uint32_t kMaxLoads = 512;  // over all destinations
+// No new attempt starts while an outcome has waited longer than this for its record to be durable.
+constexpr int64_t kOutcomesBehind = 100 * kMillisecond;
+// How long intake is slowed at the most for one transaction before it goes on with its body on disk only.
+constexpr int64_t kAdmissionDelay = 1 * kSecond;
+constexpr uint32_t kDrainFatal = 64;  // items ended in one go
+
+}  // namespace
+
+std::string_view to_string(State state) {
+  switch (state) {
+    case State::ready: return "ready";
+    case State::paused: return "paused";
+    case State::loading: return "being read from the spool";
+    case State::loaded: return "ready";
+    case State::in_flight: return "in delivery";
+    case State::recording: return "outcome being recorded";
+    case State::waiting: return "waiting for its next attempt";
+  }
+  return "?";
+}
+
+std::string_view to_string(Command command) {
+  switch (command) {
+    case Command::pause: return "pause";
+    case Command::resume: return "resume";
+    case Command::retry: return "retry";
+    case Command::remove: return "delete";
+    case Command::bounce: return "bounce";
+  }
+  return "?";
+}
+
+Scheduler::Scheduler(Context context) : context_(std::move(context)), prng_(context_.io.random()) {
+  waiter_timer_.bind<&Scheduler::on_waiter_timer>(this);
+  note_timer_.bind<&Scheduler::retry_failed_notes>(this);
+  sweep_timer_.bind<&Scheduler::sweep>(this);
+  gate_timer_.bind<&Scheduler::open_gate>(this);
+  removal_timer_.bind<&Scheduler::run_removals>(this);
+  wall_base_ms_ = context_.io.wall_ms();
+  monotonic_base_ = now();
+  context_.spool.on_moved = [this](const mail::SpoolId& id, spool::Location from, spool::Location to) {
+    set_moved(id, from, to);
+  };
+}
+
+Scheduler::~Scheduler() {
+  // Only memory is given back here: what is queued stays in the spool.
+  while (AdmissionWaiter* waiter = waiters_.pop_front()) (void)waiter;
+  for (size_t slot = 0; slot < index_.capacity(); ++slot) {
+    Item* item = index_.at(slot);
+    if (!item) continue;
+    if (Fanout* fanout = item->fanout) {
+      for (Item* part : fanout->items) {
+        part->link.unlink();
+        delete part;
+      }
+      delete fanout;
+    } else {
+      item->link.unlink();
+      delete item;
+    }
+  }
+  for (auto& [name, destination] : destinations_) {
+    destination->ready_link.unlink();
+    for (auto& queue : destination->queues) queue->active_link.unlink();
+  }
+  for (auto& [name, site] : sites_) {
+    for (LaneGroup& group : site->groups) {
+      while (group.idle.pop_front()) {
+      }
+    }
+  }
+  context_.spool.on_moved = nullptr;
+}
+
+void Scheduler::start() {
+  started_ = true;
+  for (auto& [name, destination] : destinations_) {
+    if (destination->ready > 0) work_arrived(*destination);
+  }
+  sweep_timer_.cancel();
+  context_.io.timers().arm(sweep_timer_, now() + kSecond);
+  if (!removals_.empty()) run_removals();
+}
+
+void Scheduler::stop(std::function<void()> done) {
+  stopping_ = true;
+  stopped_ = std::move(done);
+  sweep_timer_.cancel();
+  removal_timer_.cancel();
+  release_waiters(UINT32_MAX);
+  for (auto& [name, site] : sites_) {
+    for (LaneGroup& group : site->groups) {
+      while (Lane* lane = group.idle.pop_front()) lane->retire();
+    }
+  }
+  report_stopped();
+}
+
+void Scheduler::report_stopped() {
+  if (!stopping_ || !stopped_ || stats_.in_flight > 0 || outcomes_open_ > 0 || lanes_open_ > 0) return;
+  auto done = std::move(stopped_);
+  stopped_ = nullptr;
+  done();
+}
+
+void Scheduler::adopt(config::Snapshot config) {
+  context_.config = std::move(config);
+  for (auto& [name, rate] : domain_rates_) {
+    rate->limiter = shaping::RateLimiter(this->config().destination_rate);
+  }
+  for (auto& [name, site] : sites_) {
+    site->connect_rate = connect_rate_of(*site);
+    // A source that is gone keeps its group until its lanes have ended; new ones get a group.
+    if (size_t wanted = std::max<size_t>(1, this->config().sources.size()); site->groups.size() < wanted) {
+      while (site->groups.size() < wanted) site->groups.emplace_back().window = first_window(*site);
+    }
+  }
+}
+
+// ---- intake ------------------------------------------------------------------------------------------
+
+namespace {
+// An item, its entry in the index and its share of a queue.
+constexpr uint64_t kBytesPerItem = 200;
+// Resident mail that waits for its turn: up to here intake runs free, so that bursts pass at full speed
+// and what is delivered is still in the processor's cache.
+constexpr uint64_t kBacklogBytes = 16u << 20;
+}  // namespace
+
+// Memory is what the limit is about: bodies of mail that is about to go (blocked mail keeps none) and a
+// fixed cost for each queued item.
+Admission Scheduler::admit(AdmissionWaiter& waiter, std::string& why) {
+  if (stopping_) {
+    why = "shutting down";
+    return Admission::refused;
+  }
+  uint64_t memory = config().memory / context_.shards;
+  if (memory > 0 && index_.size() * kBytesPerItem > memory / 2) {
+    ++stats_.admissions_refused;
+    why = "too many messages queued for --memory";
+    return Admission::refused;
+  }
+  reactor::BufferPool& pool = context_.io.buffers(reactor::BufferGroup::ingress);
+  bool ahead = backlog_bytes_ > std::min(kBacklogBytes, pool.bytes_limit() / 4);
+  if (!ahead && waiters_.empty()) return Admission::now;
+  ++stats_.admissions_delayed;
+  waiter.since = now();
+  waiters_.push_back(waiter);
+  if (!waiter_timer_.armed()) context_.io.timers().arm(waiter_timer_, now() + kAdmissionDelay);
+  return Admission::later;
+}
+
+// Each delivery lets one message in.
+void Scheduler::release_waiters(unsigned count) {
+  while (count-- > 0) {
+    AdmissionWaiter* waiter = waiters_.pop_front();
+    if (!waiter) return;
+    waiter->on_admitted(stopping_, stopping_ ? "shutting down" : "");
+  }
+}
+
+void Scheduler::on_waiter_timer() {
+  while (AdmissionWaiter* waiter = waiters_.front()) {
+    if (waiter->since + kAdmissionDelay > now()) {
+      context_.io.timers().arm(waiter_timer_, waiter->since + kAdmissionDelay);
+      return;
+    }
+    release_waiters(1);
+  }
+}
+
+unsigned Scheduler::source_of(const mail::SpoolId& id) const {
+  size_t count = config().sources.size();
+  return count <= 1 ? 0 : static_cast<unsigned>((mail::SpoolIdHash()(id) >> 7) % count);
+}
+
+void Scheduler::enqueue(MessageRef message) {
+  ++stats_.enqueued;
+  const mail::Envelope& envelope = message->envelope;
+  unsigned source = source_of(message->id);
+  auto adopt_item = [&](Item& item) {
+    item.location = message->location;
+    item.expires_s = static_cast<uint32_t>(envelope.expires_ms / 1000);
+    item.sender_hash = crc32c(0, envelope.reverse_path);
+    item.events = 1;  // `received` was the first
+  };
+  if (envelope.recipients.size() == 1) {
+    Destination& destination = destination_of(envelope.recipients[0].domain, envelope.pool, source);
+    Item& item = make_item(message->id, sub_queue_of(destination, envelope.tenant, envelope.job));
+    adopt_item(item);
+    index_.insert(item);
+    if (!blocked(destination)) keep_resident(item, std::move(message));
+    enter(item, State::ready);
+    work_arrived(destination);
+    relieve_memory();
+    return;
+  }
+  auto* fanout = new Fanout;
+  fanout->recipients.resize(envelope.recipients.size());
+  fanout->pending = static_cast<uint32_t>(envelope.recipients.size());
+  fanout->events = 1;
+  for (uint32_t number = 0; number < envelope.recipients.size(); ++number) {
+    Destination& destination = destination_of(envelope.recipients[number].domain, envelope.pool, source);
+    Item* item = nullptr;
+    for (Item* part : fanout->items) {
+      if (part->queue->destination == &destination) item = part;
+    }
+    if (!item) {
+      item = &make_item(message->id, sub_queue_of(destination, envelope.tenant, envelope.job));
+      adopt_item(*item);
+      item->fanout = fanout;
+      fanout->items.push_back(item);
+    }
+    fanout->recipients[number].item = item;
+  }
+  index_.insert(*fanout->items.front());
+  std::vector<Item*> items = fanout->items;
+  for (Item* item : items) {
+    if (!blocked(*item->queue->destination)) keep_resident(*item, message);
+    enter(*item, State::ready);
+  }
+  for (Item* item : items) work_arrived(*item->queue->destination);
+  relieve_memory();
+}
+
+// ---- items -------------------------------------------------------------------------------------------
+
+Destination& Scheduler::destination_of(std::string_view domain, std::string_view pool, unsigned source) {
+  key_.assign(domain);
+  key_ += '/';
+  key_ += pool;
+  if (source > 0) {
+    key_ += '#';
+    key_ += std::to_string(source);
+  }
+  auto found = destinations_.find(key_);
+  if (found != destinations_.end()) return *found->second;
+  auto destination = std::make_unique<Destination>();
+  destination->domain = domain;
+  destination->pool = pool;
+  destination->source = source;
+  destination->scheduler = this;
+  if (config().destination_rate.limited()) {
+    auto& rate = domain_rates_[destination->domain];
+    if (!rate) rate = std::make_unique<DomainRate>(DomainRate{shaping::RateLimiter(config().destination_rate)});
+    destination->rate = rate.get();
+  }
+  destination->timer.owner = destination.get();
+  destination->timer.call = [](void* self) {
+    auto* it = static_cast<Destination*>(self);
+    it->scheduler->work_arrived(*it);
+  };
+  return *destinations_.emplace(key_, std::move(destination)).first->second;
+}
+
+SubQueue& Scheduler::sub_queue_of(Destination& destination, std::string_view tenant, std::string_view job) {
+  for (auto& queue : destination.queues) {
+    if (queue->tenant == tenant && queue->job == job) return *queue;
+  }
+  auto& queue = destination.queues.emplace_back(std::make_unique<SubQueue>());
+  queue->destination = &destination;
+  queue->tenant = tenant;
+  queue->job = job;
+  return *queue;
+}
+
+Item& Scheduler::make_item(const mail::SpoolId& id, SubQueue& queue) {
+  auto* item = new Item;
+  item->id = id;
+  item->queue = &queue;
+  item->owner = item;
+  item->call = [](void* self) {
+    auto* it = static_cast<Item*>(self);
+    it->queue->destination->scheduler->on_due(*it);
+  };
+  ++queue.items;
+  ++queue.destination->items;
+  ++stats_.items;
+  item->state = State::recording;  // on no list yet
+  return *item;
+}
+
+// Takes the item off the list, wheel or count that goes with its state.
+void Scheduler::leave(Item& item) {
+  SubQueue& queue = *item.queue;
+  Destination& destination = *queue.destination;
+  switch (item.state) {
+    case State::ready:
+      (item.attempts > 0 ? queue.retry : queue.fresh).remove(item);
+      if (queue.fresh.empty() && queue.retry.empty()) queue.active_link.unlink();
+      --destination.ready;
+      --stats_.ready;
+      break;
+    case State::loaded:
+      destination.loaded.remove(item);
+      --loaded_;
+      --destination.ready;
+      --stats_.ready;
+      break;
+    case State::loading:
+      --destination.loading;
+      --loads_;
+      --destination.ready;
+      --stats_.ready;
+      break;
+    case State::paused: queue.paused.remove(item); break;
+    case State::waiting: item.cancel(); break;
+    case State::in_flight:
+      --destination.in_flight;
+      --stats_.in_flight;
+      break;
+    case State::recording: break;
+  }
+}
+
+// The only place that changes an item's state. `front`: ahead of what waits there already.
+void Scheduler::enter(Item& item, State state, bool front) {
+  leave(item);
+  item.state = state;
+  SubQueue& queue = *item.queue;
+  Destination& destination = *queue.destination;
+  switch (state) {
+    case State::ready: {
+      ItemList& list = item.attempts > 0 ? queue.retry : queue.fresh;
+      front ? list.push_front(item) : list.push_back(item);
+      if (!queue.active_link.linked()) destination.active.push_back(queue);
+      ++destination.ready;
+      ++stats_.ready;
+      break;
+    }
+    case State::loaded:
+      destination.loaded.push_back(item);
+      ++loaded_;
+      ++destination.ready;
+      ++stats_.ready;
+      break;
+    case State::loading:
+      ++destination.loading;
+      ++loads_;
+      ++destination.ready;
+      ++stats_.ready;
+      break;
+    case State::paused: queue.paused.push_back(item); break;
+    case State::waiting: break;  // wait_until() arms the timer
+    case State::in_flight:
+      ++destination.in_flight;
+      ++stats_.in_flight;
+      break;
+    case State::recording: break;
+  }
+}
+
+void Scheduler::wait_until(Item& item, int64_t due) {
+  drop_resident(item);
+  enter(item, State::waiting);
+  context_.io.timers().arm(item, due);
+}
+
+void Scheduler::on_due(Item& item) {
+  item.state = State::recording;  // the wheel has let it go
+  enter(item, State::ready);
+  work_arrived(*item.queue->destination);
+}
+
+// Gone from memory: every recipient of the item is final.
+void Scheduler::destroy(Item& item) {
+  leave(item);
+  drop_resident(item);
+  if (Fanout* fanout = item.fanout) {
+    std::erase(fanout->items, &item);
+    if (fanout->items.empty()) {
+      ASSERT(fanout->pending == 0);
+      index_.erase(item.id);
+      delete fanout;
+    } else if (index_.find(item.id) == &item) {
+      index_.replace(*fanout->items.front());
+    }
+  } else {
+    index_.erase(item.id);
+  }
+  --item.queue->items;
+  --item.queue->destination->items;
+  --stats_.items;
+  item.state = State::recording;
+  delete &item;
+}
+
+int64_t Scheduler::expiry_clock_s() const {
+  return (wall_base_ms_ + (now() - monotonic_base_) / kMillisecond) / 1000;
+}
+
+// Steps of the wall clock move the expiry of mail only slowly: a jump ahead of more than an hour, which
+// may be a mistake, is logged and believed after a quarter of an hour.
+void Scheduler::watch_wall_clock() {
+  int64_t derived_ms = wall_base_ms_ + (now() - monotonic_base_) / kMillisecond;
+  int64_t wall_ms = context_.io.wall_ms();
+  if (wall_ms - derived_ms > 3'600'000) {
+    if (no_expiry_until_ == INT64_MIN) {
+      log::warning("the clock has jumped ahead by {} s: nothing expires for 15 minutes", (wall_ms - derived_ms) / 1000);
+      no_expiry_until_ = now() + 900 * kSecond;
+      return;
+    }
+    if (now() < no_expiry_until_) return;
+  }
+  no_expiry_until_ = INT64_MIN;
+  wall_base_ms_ = wall_ms;
+  monotonic_base_ = now();
+}
+
+bool Scheduler::item_expired(const Item& item) const {
+  if (item.expires_s == 0 || expiry_clock_s() < item.expires_s || now() < no_expiry_until_) return false;
+  const Destination& destination = *item.queue->destination;
+  return item.attempted_since_start || destination.tried ||
+         (destination.site && destination.site->groups[destination.source].tried);
+}
+
+void Scheduler::keep_resident(Item& item, MessageRef message) {
+  if (!message->item) {
+    message->item = &item;
+    backlog_bytes_ += message->content.raw_size;
+  }
+  if (!message->resident_link.linked()) residents_.push_back(*message);
+  item.message = std::move(message);
+}
+
+void Scheduler::drop_resident(Item& item) {
+  if (!item.message) return;
+  Message& message = *item.message;
+  if (message.item == &item) {
+    message.item = nullptr;
+    if (item.fanout) {
+      for (Item* part : item.fanout->items) {
+        if (part != &item && part->message.get() == &message) message.item = part;
+      }
+    }
+    if (!message.item) backlog_bytes_ -= message.content.raw_size;
+  }
+  item.message = MessageRef();
+}
+
+void Scheduler::set_moved(const mail::SpoolId& id, spool::Location from, spool::Location to) {
+  Item* item = index_.find(id);
+  if (!item) return;
+  auto move = [&](Item& part) {
+    if (part.location == from) part.location = to;
+    if (part.message && part.message->location == from) part.message->location = to;
+  };
+  if (item->fanout) {
+    for (Item* part : item->fanout->items) move(*part);
+  } else {
+    move(*item);
+  }
+}
+
+void Scheduler::recipients_of(const Item& item, std::vector<uint32_t>& out) const {
+  out.clear();
+  if (!item.fanout) {
+    out.push_back(item.recipient);
+    return;
+  }
+  const auto& recipients = item.fanout->recipients;
+  for (uint32_t number = 0; number < recipients.size(); ++number) {
+    if (recipients[number].item == &item) out.push_back(number);
+  }
+}
+
+// Moves `recipients` of the item to an item of their own, with the same history.
+Item& Scheduler::split(Item& item, const std::vector<uint32_t>& recipients) {
+  ASSERT(item.fanout);
+  Item& part = make_item(item.id, *item.queue);
+  part.fanout = item.fanout;
+  part.location = item.location;
+  part.expires_s = item.expires_s;
+  part.first_attempt_s = item.first_attempt_s;
+  part.sender_hash = item.sender_hash;
+  part.attempts = item.attempts;
+  part.attempted_since_start = item.attempted_since_start;
+  item.fanout->items.push_back(&part);
+  for (uint32_t number : recipients) item.fanout->recipients[number].item = &part;
+  return part;
+}
+
+// ---- dispatch ----------------------------------------------------------------------------------------
+
+bool Scheduler::blocked(const Destination& destination) const {
+  if (destination.hold.active(now()) || destination.fatal) return true;
+  if (destination.rate && !destination.rate->limiter.allowed(now()) && destination.ready > kLoadAhead) return true;
+  return destination.site && destination.site->groups[destination.source].hold.active(now());
+}
+
+// Mail of the destination may be able to go: find out what it still needs, in the order of the needs.
+void Scheduler::work_arrived(Destination& destination) {
+  if (!started_ || stopping_ || destination.ready == 0) return;
+  if (destination.fatal) return drain_fatal(destination);
+  reactor::TimerWheel& timers = context_.io.timers();
+  if (destination.hold.active(now())) {
+    if (!destination.timer.armed()) timers.arm(destination.timer, destination.hold.until());
+    return;
+  }
+  if (!destination.site || now() >= destination.route_until) {
+    if (!destination.resolving) {
+      destination.resolving = true;
+      context_.agent.resolve(destination);
+    }
+    if (!destination.site) return;  // else the old route serves until the new one is here
+  }
+  if (destination.rate && !destination.rate->limiter.allowed(now())) {
+    if (!destination.timer.armed()) timers.arm(destination.timer, destination.rate->limiter.allowed_at());
+    return;
+  }
+  LaneGroup& group = destination.site->groups[destination.source];
+  if (!destination.ready_link.linked()) {
+    if (destination.active.empty() && destination.loaded.empty()) return;  // all of it is being read
+    group.ready.push_back(destination);
+  }
+  pump(*destination.site, destination.source);
+}
+
+uint32_t Scheduler::connection_limit(const Site& site) const {
+  // One share of the limit a shard, the remainder to the first ones: the sum never exceeds it.
+  uint32_t limit = config().destination_connections;
+  return limit / context_.shards + (context_.shard < limit % context_.shards ? 1 : 0);
+}
+
+double Scheduler::first_window(const Site& site) const {
+  return site.explicit_hop ? connection_limit(site) : std::min<double>(config().initial_connections, connection_limit(site));
+}
+
+shaping::RateLimiter Scheduler::connect_rate_of(const Site& site) const {
+  if (site.explicit_hop && !config().connect_rate_given) return {};
+  return shaping::RateLimiter(config().connect_rate);
+}
+
+// Wakes idle lanes and opens new ones for the mail that may go.
+void Scheduler::pump(Site& site, unsigned source) {
+  LaneGroup& group = site.groups[source];
+  if (gated_ || stopping_ || group.ready.empty() || group.hold.active(now())) {
+    if (group.hold.active(now()) && !site.timer.armed()) context_.io.timers().arm(site.timer, group.hold.until());
+    return;
+  }
+  uint32_t work = 0;
+  for (Destination* at = group.ready.front(); at && work < 1000; at = group.ready.next(*at)) work += at->ready;
+  uint32_t coming = group.connecting;
+  while (coming < work) {
+    Lane* lane = group.idle.pop_front();
+    if (!lane) break;
+    ++coming;
+    lane->wake();
+  }
+  uint32_t limit = std::min(connection_limit(site), static_cast<uint32_t>(group.window));
+  if (limit == 0) limit = std::min(connection_limit(site), 1u);
+  if (group.hold.failures() > 0) limit = std::min(limit, 1u);  // one probe until it works again
+  uint32_t share = config().total_connections / context_.shards;
+  while (coming < work && group.open < limit && lanes_open_ < share) {
+    if (!site.connect_rate.allowed(now())) {
+      if (!site.timer.armed()) context_.io.timers().arm(site.timer, site.connect_rate.allowed_at());
+      return;
+    }
+    site.connect_rate.charge(now());
+    ++group.open;
+    ++group.connecting;
+    ++lanes_open_;
+    ++stats_.connects;
+    ++coming;
+    Lane* lane = context_.agent.open(site, source);
+    lane->site = &site;
+    lane->source = source;
+    lane->connecting = true;
+    lane->opened_at = now();
+  }
+}
+
+void Scheduler::on_site_timer(Site& site) {
+  for (unsigned source = 0; source < site.groups.size(); ++source) pump(site, source);
+}
+
+// The next item of the destination that is resident and may go; starts reading what is not.
+Item* Scheduler::next_item(Destination& destination) {
+  for (;;) {
+    Item* item = destination.loaded.front();
+    if (!item) {
+      SubQueue* queue = destination.active.front();
+      if (!queue) return nullptr;
+      // Sub-queues take turns; within one, three new messages for each retry, so neither starves.
+      queue->active_link.unlink();
+      destination.active.push_back(*queue);
+      bool retry = queue->fresh.empty() || (++queue->turn % 4 == 0 && !queue->retry.empty());
+      item = (retry ? queue->retry : queue->fresh).front();
+    }
+    if (!pauses_.empty() && paused(*item)) {
+      drop_resident(*item);
+      enter(*item, State::paused);
+      continue;
+    }
+    if (!item->message) {
+      if (destination.loading >= kLoadAhead || loads_ + loaded_ >= kMaxLoads) return nullptr;
+      load(*item);
+      continue;
+    }
+    if (item_expired(*item)) {
+      end_item(*item, events::Type::expired, expiry_result(), true);
+      continue;
+    }
+    load_ahead(destination);
+    return item;
+  }
+}
+
+// While one read-back message goes, the following ones are read.
+void Scheduler::load_ahead(Destination& destination) {
+  if (destination.loaded.empty()) return;
+  while (destination.loading + destination.loaded.size() < kLoadAhead && loads_ + loaded_ < kMaxLoads) {
+    SubQueue* queue = destination.active.front();
+    if (!queue) return;
+    Item* item = queue->fresh.empty() ? queue->retry.front() : queue->fresh.front();
+    if (item->message || (!pauses_.empty() && paused(*item))) return;
+    queue->active_link.unlink();
+    destination.active.push_back(*queue);
+    load(*item);
+  }
+}
+
+struct Scheduler::Loading : spool::Read {
+  Scheduler* scheduler = nullptr;
+  Item* item = nullptr;
+};
+
+void Scheduler::load(Item& item) {
+  enter(item, State::loading);
+  ++stats_.reads;
+  std::unique_ptr<Loading> loading;
+  if (loadings_free_.empty()) {
+    loading = std::make_unique<Loading>();
+    loading->scheduler = this;
+    loading->owner = loading.get();
+    loading->done = [](void* self, spool::Read&) {
+      auto* it = static_cast<Loading*>(self);
+      it->scheduler->on_loaded(*it);
+    };
+  } else {
+    loading = std::move(loadings_free_.back());
+    loadings_free_.pop_back();
+  }
+  loading->item = &item;
+  loading->message = item.location;
+  loading->id = item.id;
+  context_.spool.read(*loading.release());
+}
+
+void Scheduler::on_loaded(Loading& loading) {
+  Item& item = *loading.item;
+  Status status = std::move(loading.status);
+  MessageRef message;
+  if (status.ok()) {
+    Result<mail::Metadata> metadata = mail::decode_metadata(loading.metadata);
+    if (metadata.ok()) {
+      message = MessageRef::make();
+      message->id = item.id;
+      message->envelope = std::move(metadata->envelope);
+      message->content = std::move(metadata->content);
+      message->content.raw = loading.pieces;
+      message->buffers = std::move(loading.buffers);
+      message->location = loading.message;
+    } else {
+      status = fail(metadata.error());
+    }
+  }
+  bool moved = !(loading.message == item.location);
+  loading.metadata = {};
+  loading.pieces.clear();
+  loading.buffers.clear();
+  loading.status = success();
+  loadings_free_.emplace_back(&loading);
+  Destination& destination = *item.queue->destination;
+  if (!status.ok()) {
+    if (moved) return load_again(item);
+    // Nothing is lost yet: a read error may pass, and the record stays for millrace-spool to look at.
+    log::error("message {}: cannot be read from the spool: {}; tried again in 15 minutes", item.id.to_string(),
+               status.error().text);
+    wait_until(item, now() + 900 * kSecond);
+    return;
+  }
+  message->location = item.location;
+  keep_resident(item, std::move(message));
+  if (item.ending) {
+    std::unique_ptr<PendingEnd> end = std::move(item.ending);
+    if (end->filter_matches(*item.message)) return end_item(item, end->type, end->why, end->report);
+  }
+  enter(item, State::loaded);
+  work_arrived(destination);
+}
+
+// The segment was compacted while its message was being read: read the new copy.
+void Scheduler::load_again(Item& item) {
+  enter(item, State::ready, true);
+  load(item);
+}
+
+bool Scheduler::outcomes_behind() const {
+  int64_t oldest = context_.spool.stats().oldest_unsynced_ns;
+  return oldest != 0 && now() - oldest > kOutcomesBehind;
+}
+
+void Scheduler::open_gate() {
+  if (!gated_) return;
+  if (outcomes_behind()) {
+    context_.io.timers().arm(gate_timer_, now() + 20 * kMillisecond);
+    return;
+  }
+  gated_ = false;
+  for (auto& [name, site] : sites_) on_site_timer(*site);
+}
+
+Attempt* Scheduler::take(Lane& lane) {
+  Site& site = *lane.site;
+  LaneGroup& group = site.groups[lane.source];
+  if (stopping_ || group.hold.active(now())) {
+    lane.retire();
+    return nullptr;
+  }
+  if (!gated_ && outcomes_behind()) {
+    gated_ = true;
+    context_.io.timers().arm(gate_timer_, now() + 20 * kMillisecond);
+  }
+  while (!gated_) {
+    Destination* destination = group.ready.front();
+    if (!destination) break;
+    destination->ready_link.unlink();
+    if (destination->rate && !destination->rate->limiter.allowed(now())) {
+      if (!destination->timer.armed()) {
+        context_.io.timers().arm(destination->timer, destination->rate->limiter.allowed_at());
+      }
+      if (destination->ready > kLoadAhead) evict_ready(*destination);
+      continue;
+    }
+    Item* item = next_item(*destination);
+    if (!item) continue;  // being read, paused or ended: it returns by work_arrived()
+    if (destination->rate) destination->rate->limiter.charge(now());
+    Attempt* attempt = make_attempt(*item, site);
+    if (!destination->active.empty() || !destination->loaded.empty()) group.ready.push_back(*destination);
+    return attempt;
+  }
+  if (!lane.idle_link.linked() && !lane.connecting) group.idle.push_front(lane);
+  return nullptr;
+}
+
+Attempt* Scheduler::make_attempt(Item& item, const Site& site) {
+  Attempt* attempt;
+  if (attempts_free_.empty()) {
+    attempt = new Attempt;
+  } else {
+    attempt = attempts_free_.back().release();
+    attempts_free_.pop_back();
+  }
+  enter(item, State::in_flight);
+  Message& message = *item.message;
+  message.resident_link.unlink();
+  attempt->message = &message;
+  attempt->item = &item;
+  attempt->home_shard = context_.shard;
+  attempt->taken_at = now();
+  recipients_of(item, attempt->recipients);
+  uint32_t most = config().recipients_per_transaction;
+  if (site.recipients_learned > 0) most = std::min(most, site.recipients_learned);
+  if (attempt->recipients.size() > most) attempt->recipients.resize(most);
+  attempt->results.resize(attempt->recipients.size());
+  for (RecipientResult& result : attempt->results) {
+    result.action = Action::give_back;
+    result.scope = events::Scope::none;
+    result.stage = events::Stage::none;
+    result.code = 0;
+    result.enhanced.clear();
+    result.bounce_class = {};
+    result.reply.clear();
+    result.rest_ms = 0;
+  }
+  attempt->recipients_learned = 0;
+  ++stats_.attempts;
+  return attempt;
+}
+
+void Scheduler::release_attempt(Attempt& attempt) {
+  attempt.message = nullptr;
+  attempt.item = nullptr;
+  attempts_free_.emplace_back(&attempt);
+}
+
+void Scheduler::lane_ready(Lane& lane) {
+  LaneGroup& group = lane.site->groups[lane.source];
+  if (lane.connecting) {
+    lane.connecting = false;
+    --group.connecting;
+  }
+  if (group.hold.failures() > 0) {
+    group.hold.clear();
+    pump(*lane.site, lane.source);
+  }
+}
+
+void Scheduler::lane_closed(Lane& lane, const LaneEnd& end) {
+  Site& site = *lane.site;
+  LaneGroup& group = site.groups[lane.source];
+  if (lane.connecting) {
+    lane.connecting = false;
+    --group.connecting;
+  }
+  lane.idle_link.unlink();
+  --group.open;
+  --lanes_open_;
+  switch (end.cause) {
+    case LaneEnd::Cause::idle:
+    case LaneEnd::Cause::peer_limit:
+    case LaneEnd::Cause::lost: break;
+    case LaneEnd::Cause::failed:
+    case LaneEnd::Cause::told_to_slow:
+      ++stats_.connection_failures;
+      group.tried = true;
+      if (end.cause == LaneEnd::Cause::told_to_slow) group.window = std::max(1.0, group.window * 0.8);
+      // Other lanes of the group that work show that the site does: only this one failed.
+      if (end.cause == LaneEnd::Cause::told_to_slow || group.open == group.connecting) {
+        hold_site(site, lane.source, end, lane.opened_at);
+      }
+      break;
+  }
+  if (stopping_) return report_stopped();
+  pump(site, lane.source);
+}
+
+void Scheduler::hold_site(Site& site, unsigned source, const LaneEnd& end, int64_t begun) {
+  LaneGroup& group = site.groups[source];
+  bool was_held = group.hold.active(now());
+  std::string why = end.reply.empty() ? std::string(to_string(end.stage)) + " failed" : end.reply;
+  group.hold.fail(now(), begun, config().hold_ms, end.rest_ms, why);
+  if (was_held || !group.hold.active(now())) return;
+  queue_event(site, end, source);
+  // What waits behind a hold leaves memory; the spool has it.
+  for (Destination* at = group.ready.front(); at; at = group.ready.next(*at)) {
+    evict_ready(*at);
+    at->last_reply = {why, end.code, context_.io.wall_ms()};
+  }
+  while (Lane* lane = group.idle.pop_front()) lane->retire();
+  if (!site.timer.armed()) context_.io.timers().arm(site.timer, group.hold.until());
+}
+
+void Scheduler::queue_event(Site& site, const LaneEnd& end, unsigned source) {
+  events::Event event;
+  event.type = events::Type::queue;
+  event.time_ms = context_.io.wall_ms();
+  event.next_attempt_ms = event.time_ms + (site.groups[source].hold.until() - now()) / kMillisecond;
+  event.site = event.provider = site.key;
+  event.stage = end.stage;
+  event.code = end.code;
+  event.enhanced = end.enhanced;
+  event.reply = end.reply;
+  event.mx = end.mx;
+  if (!end.peer.empty()) event.peer = end.peer.to_string();
+  event.scope = end.scope;
+  event.reason = site.groups[source].hold.reason();
+  if (source < config().sources.size()) {
+    const config::Source& from = config().sources[source];
+    event.source = from.ipv4.empty() ? from.ipv6.host_string() : from.ipv4.host_string();
+  }
+  context_.events.emit(0, event);
+}
+
+void Scheduler::on_route(Destination& destination, std::shared_ptr<const dns::Route> route) {
+  destination.resolving = false;
+  if (stopping_) return;
+  int64_t begun = now();
+  switch (route->verdict) {
+    case dns::Verdict::usable: {
+      destination.hold.clear();
+      destination.missing_since_ms = 0;
+      destination.route = route;
+      destination.route_until = std::max(route->valid_until_ns, now() + kSecond);
+      auto& site = sites_[route->site];
+      if (!site) {
+        site = std::make_unique<Site>();
+        site->key = route->site;
+        site->explicit_hop = route->explicit_hop;
+        site->scheduler = this;
+        site->connect_rate = connect_rate_of(*site);
+        size_t groups = std::max<size_t>(1, config().sources.size());
+        for (size_t i = 0; i < groups; ++i) site->groups.emplace_back().window = first_window(*site);
+        site->timer.owner = site.get();
+        site->timer.call = [](void* self) {
+          auto* it = static_cast<Site*>(self);
+          it->scheduler->on_site_timer(*it);
+        };
+      }
+      site->route = route;
+      if (destination.site != site.get()) {
+        destination.ready_link.unlink();
+        destination.site = site.get();
+      }
+      break;
+    }
+    case dns::Verdict::temporary:
+      destination.tried = true;
+      destination.hold.fail(now(), begun, config().hold_ms, 0, route->reason);
+      evict_ready(destination);
+      break;
+    case dns::Verdict::no_such_domain: {
+      // Bounces only when a second look, at least ten minutes later, agrees.
+      destination.tried = true;
+      int64_t wall_ms = context_.io.wall_ms();
+      if (destination.missing_since_ms == 0) destination.missing_since_ms = wall_ms;
+      int64_t left_ms = destination.missing_since_ms + config().nxdomain_confirm_ms - wall_ms;
+      if (left_ms > 0) {
+        destination.hold.fail(now(), begun, {}, left_ms, route->reason);
+        evict_ready(destination);
+      } else {
+        destination.missing_since_ms = 0;
+        set_fatal(destination, *route);
+      }
+      break;
+    }
+    case dns::Verdict::null_mx:
+    case dns::Verdict::no_usable_host:
+    case dns::Verdict::loop: set_fatal(destination, *route); break;
+  }
+  work_arrived(destination);
+}
+
+void Scheduler::set_fatal(Destination& destination, const dns::Route& route) {
+  RecipientResult why;
+  why.action = Action::bounce;
+  why.scope = events::Scope::destination;
+  why.stage = events::Stage::dns;
+  why.enhanced = dns::enhanced_status(route.verdict);
+  why.bounce_class = route.verdict == dns::Verdict::loop ? "routing-errors" : "bad-domain";
+  why.reply = route.reason;
+  destination.fatal = std::move(why);
+}
+
+// Ends what waits for a domain that takes no mail, a slice at a time; then the domain is asked anew by
+// whatever comes next.
+void Scheduler::drain_fatal(Destination& destination) {
+  for (uint32_t i = 0; i < kDrainFatal; ++i) {
+    Item* item = next_item(destination);
+    if (!item) break;
+    end_item(*item, events::Type::bounced, RecipientResult(*destination.fatal), true);
+  }
+  if (destination.ready == 0) {
+    destination.fatal.reset();
+  } else if (!destination.active.empty() || !destination.loaded.empty()) {
+    context_.io.timers().arm(destination.timer, now());
+  }
+}
+
+// Bodies of mail that may not go now leave memory; the first few stay, to go at once when it may.
+void Scheduler::evict_ready(Destination& destination) {
+  for (auto& queue : destination.queues) {
+    for (ItemList* list : {&queue->fresh, &queue->retry}) {
+      for (Item* item = list->front(); item; item = list->next(*item)) {
+        if (!item->message) continue;
+        drop_resident(*item);
+        ++stats_.evictions;
+      }
+    }
+  }
+}
+
+// Bodies that have waited longest leave memory: a large receive buffer goes back only when its last
+// message has gone.
+void Scheduler::relieve_memory() {
+  reactor::BufferPool& pool = context_.io.buffers(reactor::BufferGroup::ingress);
+  uint64_t high = pool.bytes_limit() / 4 * 3;
+  while (pool.bytes_in_use() > high) {
+    Message* message = residents_.pop_front();
+    if (!message) return;
+    auto drop = [&](Item& item) {
+      if (item.message.get() != message) return;
+      if (item.state == State::loaded) enter(item, State::ready, true);
+      if (item.state == State::ready) drop_resident(item);
+      ++stats_.evictions;
+    };
+    MessageRef guard(message);
+    Item* item = message->item;
+    if (!item) continue;
+    if (item->fanout) {
+      for (Item* part : item->fanout->items) drop(*part);
+    } else {
+      drop(*item);
+    }
+  }
+}
+
+// ---- recovery ----------------------------------------------------------------------------------------
+
+void Scheduler::recover(const spool::Recovered& found) {
+  Result<mail::MetadataSummary> summary = mail::summarize_metadata(found.metadata);
+  if (!summary.ok()) {
+    log::error("message {}: metadata cannot be read ({}): it stays in the spool, not in the queue",
+               found.id.to_string(), summary.error().text);
+    return;
+  }
+  QueueState state;
+  if (!found.state.empty()) {
+    Result<QueueState> decoded = decode_state(found.state);
+    if (decoded.ok()) {
+      state = std::move(*decoded);
+    } else {
+      log::error("message {}: {}; all of its recipients are tried again", found.id.to_string(), decoded.error().text);
+    }
+  }
+  if (state.recipients.empty()) {
+    state.events = std::max(state.events, 1u);
+    for (uint32_t number = 0; number < summary->recipient_domains.size(); ++number) {
+      state.recipients.push_back({number, 0, summary->received_ms, 0});
+    }
+  }
+  unsigned source = source_of(found.id);
+  Fanout* fanout = nullptr;
+  if (summary->recipient_domains.size() > 1) {
+    fanout = new Fanout;
+    fanout->recipients.resize(summary->recipient_domains.size());
+    fanout->pending = static_cast<uint32_t>(state.recipients.size());
+    fanout->events = state.events;
+  }
+  int64_t wall_ms = context_.io.wall_ms();
+  struct Part {
+    Item* item;
+    int64_t due_ms;
+  };
+  std::vector<Part> parts;
+  for (const RecipientState& recipient : state.recipients) {
+    if (recipient.recipient >= summary->recipient_domains.size()) continue;
+    Destination& destination =
+        destination_of(summary->recipient_domains[recipient.recipient], summary->pool, source);
+    Item* item = nullptr;
+    for (Part& part : parts) {
+      if (part.item->queue->destination == &destination && part.due_ms == recipient.due_ms &&
+          part.item->attempts == recipient.attempts) {
+        item = part.item;
+      }
+    }
+    if (!item) {
+      item = &make_item(found.id, sub_queue_of(destination, summary->tenant, summary->job));
+      item->location = found.location;
+      item->expires_s = static_cast<uint32_t>(summary->expires_ms / 1000);
+      item->sender_hash = crc32c(0, summary->reverse_path);
+      item->attempts = recipient.attempts;
+      item->first_attempt_s = recipient.first_attempt_s;
+      item->events = static_cast<uint16_t>(state.events);
+      item->recipient = recipient.recipient;
+      item->fanout = fanout;
+      if (fanout) fanout->items.push_back(item);
+      parts.push_back({item, recipient.due_ms});
+    }
+    if (fanout) fanout->recipients[recipient.recipient].item = item;
+  }
+  if (parts.empty()) {
+    delete fanout;
+    return;
+  }
+  index_.insert(*parts.front().item);
+  for (const Part& part : parts) {
+    // The one conversion from UTC to the monotonic clock.
+    int64_t wait_ms = part.due_ms - wall_ms;
+    if (wait_ms > 0) {
+      wait_until(*part.item, now() + wait_ms * kMillisecond);
+    } else {
+      enter(*part.item, State::ready);
+    }
+  }
+}
+
+SchedulerStats Scheduler::stats() const {
+  SchedulerStats stats = stats_;
+  stats.lanes = lanes_open_;
+  return stats;
+}
+
+void Scheduler::check() const {
+  uint64_t items = 0, ready = 0, in_flight = 0;
+  for (const auto& [name, destination] : destinations_) {
+    uint32_t here = 0, listed = destination->loading + destination->loaded.size();
+    for (const auto& queue : destination->queues) {
+      here += queue->items;
+      listed += queue->fresh.size() + queue->retry.size();
+      ASSERT(queue->active_link.linked() == !(queue->fresh.empty() && queue->retry.empty()));
+    }
+    ASSERT(here == destination->items);
+    ASSERT(listed == destination->ready);
+    items += here;
+    ready += listed;
+    in_flight += destination->in_flight;
+  }
+  ASSERT(items == stats_.items && ready == stats_.ready && in_flight == stats_.in_flight);
+  uint32_t open = 0;
+  for (const auto& [name, site] : sites_) {
+    for (const LaneGroup& group : site->groups) {
+      ASSERT(group.connecting <= group.open && group.open <= connection_limit(*site));
+      open += group.open;
+    }
+  }
+  ASSERT(open == lanes_open_);
+}
+
+}  // namespace millrace::queue

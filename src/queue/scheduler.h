@@ -1,0 +1,273 @@
+// The scheduler of one shard: takes durable messages over from ingress, decides what goes when, hands
+// attempts to delivery, and turns results into durable outcomes, schedules, reports and events.
+//
+// It moves no bytes and opens no sockets: delivery does (agent.h). Everything it decides from is on this
+// shard. docs/queue.md holds the table of item states and the invariants that check() asserts.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "base/prng.h"
+#include "config/config.h"
+#include "events/sink.h"
+#include "queue/agent.h"
+#include "queue/destination.h"
+#include "queue/id_index.h"
+#include "queue/intake.h"
+#include "queue/item.h"
+#include "queue/reporter.h"
+#include "queue/state.h"
+#include "reactor/io.h"
+#include "spool/spool.h"
+
+namespace millrace::queue {
+
+// A message of several recipients: what is left of it, over its items (one or more a domain).
+struct Fanout {
+  struct Recipient {
+    Item* item = nullptr;  // nullptr: final
+  };
+  std::vector<Recipient> recipients;  // by number
+  std::vector<Item*> items;
+  uint32_t pending = 0;               // recipients not yet final
+  uint32_t events = 0;
+};
+
+struct Filter {
+  std::string domain, job, sender;  // empty: any
+  mail::SpoolId id;                 // empty: any
+  int64_t before_ms = INT64_MAX;    // only mail accepted before (an action does not catch later mail)
+  bool all() const { return domain.empty() && job.empty() && sender.empty() && id.empty(); }
+};
+std::string encode_filter(const Filter& filter);
+Result<Filter> decode_filter(std::string_view text);
+
+enum class Command : uint8_t { pause, resume, retry, remove, bounce };
+std::string_view to_string(Command command);
+
+struct QueueRow {
+  std::string domain, pool, site;
+  uint64_t messages = 0, ready = 0, in_flight = 0, waiting = 0, paused = 0;
+  uint64_t delivered = 0, deferred = 0, bounced = 0;
+  int64_t oldest_ms = 0;        // UTC; 0: unknown
+  int64_t next_attempt_ms = 0;  // UTC; 0: none
+  uint32_t connections = 0;
+  std::string last_reply;
+  int64_t last_reply_ms = 0;
+  std::string why;              // why it waits, in words
+};
+
+struct RecipientRow {
+  std::string address, state, why;
+  uint32_t attempts = 0;
+  int64_t next_attempt_ms = 0;
+};
+struct MessageRow {
+  mail::SpoolId id;
+  std::string reverse_path, job, tenant, pool, client, message_id;
+  int64_t received_ms = 0, expires_ms = 0;
+  uint64_t size = 0;
+  bool resident = false;
+  std::vector<RecipientRow> recipients;
+};
+
+struct SchedulerStats {
+  uint64_t enqueued = 0, delivered = 0, deferred = 0, bounced = 0, expired = 0, removed = 0;
+  uint64_t attempts = 0, given_back = 0, uncertain = 0;
+  uint64_t connects = 0, connection_failures = 0;
+  uint64_t reads = 0, evictions = 0, admissions_delayed = 0, admissions_refused = 0;
+  uint64_t items = 0, ready = 0, in_flight = 0, lanes = 0;
+};
+
+class Scheduler final : public Dispatcher, public Intake {
+ public:
+  struct Context {
+    reactor::Io& io;
+    config::Snapshot config;
+    spool::Spool& spool;
+    Agent& agent;
+    events::Sink& events;
+    Reporter* reporter = nullptr;  // may be set later, before start()
+    unsigned shard = 0;
+    unsigned shards = 1;
+  };
+  explicit Scheduler(Context context);
+  ~Scheduler() override;
+
+  // After recovery: attempts may start.
+  void start();
+  // No new attempt starts; lanes retire; `done` once no attempt is out and every outcome is recorded.
+  void stop(std::function<void()> done);
+  void adopt(config::Snapshot config);
+  void set_reporter(Reporter& reporter) { context_.reporter = &reporter; }
+
+  // ---- Intake
+  Admission admit(AdmissionWaiter& waiter, std::string& why) override;
+  void enqueue(MessageRef message) override;
+
+  // ---- Dispatcher
+  Attempt* take(Lane& lane) override;
+  void finished(Attempt& attempt) override;
+  void lane_ready(Lane& lane) override;
+  void lane_closed(Lane& lane, const LaneEnd& end) override;
+  void on_route(Destination& destination, std::shared_ptr<const dns::Route> route) override;
+
+  // ---- recovery: before start()
+  void recover(const spool::Recovered& message);
+
+  // ---- the operator's view and hand (control.cc)
+  std::vector<QueueRow> queue_rows() const;
+  // Reads the message's metadata where it is not resident; `done` may be called inline.
+  void show(const mail::SpoolId& id, std::function<void(Result<MessageRow>)> done);
+  // What an operator's command does to this shard; who commands, and that it is durable and reaches
+  // every shard, is relay/control.h's business. Counts are of recipients.
+  uint64_t count_matching(const Filter& filter) const;
+  // From now on mail that matches does not go; what is in delivery finishes.
+  void add_pause(uint64_t number, Filter filter);
+  void remove_pause(uint64_t number);
+  // Due now, whatever their schedule and the holds in their way.
+  void retry_matching(const Filter& filter);
+  // Ends what matches, with an event for each recipient (and a report, if bounced), a slice at a time;
+  // `done` once everything that matched has been met.
+  void end_matching(Command command, Filter filter, std::function<void()> done);
+  SchedulerStats stats() const;
+  // Asserts the invariants of docs/queue.md; for tests and the simulator. O(items).
+  void check() const;
+
+ private:
+  struct Outcome;
+  struct Loading;
+  struct PauseRule {
+    uint64_t number;
+    Filter filter;
+  };
+  // Delete or bounce of what matches, item by item in slices.
+  struct Removal {
+    Command command = Command::remove;
+    Filter filter;
+    std::function<void()> done;
+    size_t slot = 0;      // of the index: how far the scan has come
+    size_t capacity = 0;  // of the index when the scan began
+    uint64_t found = 0;   // in this round
+  };
+
+  int64_t now() const { return context_.io.now(); }
+  const config::Config& config() const { return *context_.config; }
+
+  // ---- items (scheduler.cc)
+  Destination& destination_of(std::string_view domain, std::string_view pool, unsigned source);
+  unsigned source_of(const mail::SpoolId& id) const;
+  SubQueue& sub_queue_of(Destination& destination, std::string_view tenant, std::string_view job);
+  Item& make_item(const mail::SpoolId& id, SubQueue& queue);
+  void enter(Item& item, State state, bool front = false);
+  void leave(Item& item);           // off the list or wheel it is on
+  void on_due(Item& item);          // the timer of a waiting item
+  void destroy(Item& item);
+  void wait_until(Item& item, int64_t due_monotonic);
+  bool item_expired(const Item& item) const;
+  void keep_resident(Item& item, MessageRef message);
+  void drop_resident(Item& item);
+  void set_moved(const mail::SpoolId& id, spool::Location from, spool::Location to);
+  void recipients_of(const Item& item, std::vector<uint32_t>& out) const;
+  Item& split(Item& item, const std::vector<uint32_t>& recipients);
+
+  // ---- dispatch (scheduler.cc)
+  void work_arrived(Destination& destination);
+  bool blocked(const Destination& destination) const;
+  void pump(Site& site, unsigned source);
+  Item* next_item(Destination& destination);
+  void load_ahead(Destination& destination);
+  void drain_fatal(Destination& destination);
+  void load(Item& item);
+  void on_loaded(Loading& loading);
+  Attempt* make_attempt(Item& item, const Site& site);
+  void release_attempt(Attempt& attempt);
+  void on_site_timer(Site& site);
+  void load_again(Item& item);
+  bool outcomes_behind() const;
+  void open_gate();
+  void report_stopped();
+  void set_fatal(Destination& destination, const dns::Route& route);
+  double first_window(const Site& site) const;
+  shaping::RateLimiter connect_rate_of(const Site& site) const;
+  void hold_site(Site& site, unsigned source, const LaneEnd& end, int64_t begun);
+  void evict_ready(Destination& destination);
+  void relieve_memory();
+  void release_waiters(unsigned count);
+  void on_waiter_timer();
+  uint32_t connection_limit(const Site& site) const;
+  void queue_event(Site& site, const LaneEnd& end, unsigned source);
+  int64_t expiry_clock_s() const;  // UTC seconds, blind to steps of the wall clock
+  void watch_wall_clock();
+
+  // ---- outcomes (outcome.cc)
+  Outcome& make_outcome(Item& item);
+  events::Event& add_event(Outcome& outcome, events::Type type, uint32_t recipient, const Message& message);
+  void settle(Outcome& outcome);          // report first, if one is due, then record
+  static void on_reported(void* owner, ReportRequest& request);
+  void record(Outcome& outcome);
+  static void on_recorded(void* owner, spool::Note& note);
+  void recorded(Outcome& outcome);
+  void retry_failed_notes();
+  void encode_state_of(const Item& item, std::string& out) const;
+  int64_t retry_delay_ms(unsigned attempts);
+  // Ends all recipients of a resident item with one result (expired, removed, bounced by us).
+  void end_item(Item& item, events::Type type, const RecipientResult& why, bool report);
+  // Reads the item's message if need be, or waits for its attempt to come back, then end_item().
+  void end_when_resident(Item& item, PendingEnd end);
+  bool apply_pending_end(Item& item);
+  void residents_again(Item& item);
+  static RecipientResult expiry_result();
+
+  // ---- operator (control.cc)
+  bool matches(const Item& item, const Filter& filter) const;
+  bool paused(const Item& item) const;
+  void resume_paused();
+  void run_removals();
+  void sweep();  // a slice of all items: expiry of those that are due but may not go
+  template <typename Visit>
+  void each_item(Visit visit) const;
+
+  Context context_;
+  Prng prng_;
+  bool started_ = false;
+  bool stopping_ = false;
+  std::function<void()> stopped_;
+  // Expiry follows the monotonic clock from this pair; watch_wall_clock() adopts steps.
+  int64_t wall_base_ms_ = 0, monotonic_base_ = 0;
+  int64_t no_expiry_until_ = INT64_MIN;
+
+  IdIndex index_;
+  std::unordered_map<std::string, std::unique_ptr<Destination>> destinations_;
+  std::unordered_map<std::string, std::unique_ptr<Site>> sites_;
+  std::unordered_map<std::string, std::unique_ptr<DomainRate>> domain_rates_;
+  std::string key_;  // scratch for look-ups
+  IntrusiveList<Message, &Message::resident_link> residents_;
+  IntrusiveList<AdmissionWaiter, &AdmissionWaiter::link> waiters_;
+  reactor::Timer waiter_timer_, note_timer_, sweep_timer_, gate_timer_;
+  reactor::Timer removal_timer_;
+  std::vector<std::unique_ptr<Outcome>> outcomes_free_;
+  std::vector<std::unique_ptr<Loading>> loadings_free_;
+  std::vector<Outcome*> outcomes_failed_;
+  std::vector<std::unique_ptr<Attempt>> attempts_free_;
+  std::vector<PauseRule> pauses_;
+  std::deque<Removal> removals_;
+  size_t sweep_slot_ = 0;
+  uint64_t backlog_bytes_ = 0;  // raw bytes of resident messages
+  std::vector<uint32_t> scratch_ended_, scratch_deferred_;
+  std::string scratch_event_;
+  uint32_t loads_ = 0;        // reads in flight
+  uint32_t loaded_ = 0;       // items loaded and not yet taken
+  uint32_t outcomes_open_ = 0;
+  uint32_t lanes_open_ = 0;
+  bool gated_ = false;        // outcomes are behind: no new attempt
+  SchedulerStats stats_;
+};
+
+}  // namespace millrace::queue

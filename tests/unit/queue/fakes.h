@@ -1,0 +1,252 @@
+// A spool and an agent of the test's own, so that the scheduler's decisions can be seen one by one. Both
+// answer at the end of the turn, as the real ones do.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "dns/mx.h"
+#include "events/sink.h"
+#include "queue/scheduler.h"
+#include "reactor/sim.h"
+
+namespace millrace::queue {
+
+class FakeSpool final : public spool::Spool {
+ public:
+  explicit FakeSpool(reactor::Io& io) : io_(io) { answer_.bind<&FakeSpool::on_answer>(this); }
+  ~FakeSpool() override { answer_.cancel(); }
+
+  void append(spool::Append&) override { UNREACHABLE(); }
+  void note(spool::Note& note) override {
+    notes.push_back({note.id, note.final, note.state, note.event});
+    if (stats_.oldest_unsynced_ns == 0) stats_.oldest_unsynced_ns = io_.now();
+    pending_.push_back(&note);
+    if (!stalled) io_.defer(answer_);
+  }
+  void read(spool::Read& read) override {
+    ++reads;
+    const Stored& stored = messages.at(read.id);
+    read.metadata = stored.metadata;
+    read.pieces = {std::string_view(stored.body)};
+    reads_.push_back(&read);
+    io_.defer(answer_);
+  }
+  bool reserve(uint32_t) override { return true; }
+  void put_state(std::string key, std::string value, std::function<void(Status)> done) override {
+    value.empty() ? void(state.erase(key)) : void(state[key] = value);
+    io_.timers();
+    states_.push_back(std::move(done));
+    io_.defer(answer_);
+  }
+  void events_emitted(uint64_t) override {}
+  const spool::Stats& stats() const override { return stats_; }
+  void go_on() {
+    stalled = false;
+    io_.defer(answer_);
+  }
+
+  struct Recorded {
+    mail::SpoolId id;
+    bool final;
+    std::string state, event;
+  };
+  struct Stored {
+    std::string metadata, body;
+  };
+  std::vector<Recorded> notes;
+  std::map<mail::SpoolId, Stored> messages;
+  std::map<std::string, std::string> state;
+  uint64_t reads = 0;
+  bool stalled = false;
+
+ private:
+  void on_answer() {
+    auto notes_now = std::move(pending_);
+    pending_.clear();
+    if (stalled) std::swap(notes_now, pending_);
+    if (pending_.empty()) stats_.oldest_unsynced_ns = 0;
+    for (spool::Note* note : notes_now) {
+      note->sequence = ++sequence_;
+      note->done(note->owner, *note);
+    }
+    auto reads_now = std::move(reads_);
+    reads_.clear();
+    for (spool::Read* read : reads_now) read->done(read->owner, *read);
+    auto states_now = std::move(states_);
+    states_.clear();
+    for (auto& done : states_now) done(success());
+  }
+  reactor::Io& io_;
+  reactor::Deferred answer_;
+  std::vector<spool::Note*> pending_;
+  std::vector<spool::Read*> reads_;
+  std::vector<std::function<void(Status)>> states_;
+  spool::Stats stats_;
+  uint64_t sequence_ = 0;
+};
+
+class FakeAgent final : public Agent {
+ public:
+  struct FakeLane final : Lane {
+    FakeAgent* agent = nullptr;
+    bool woken = false, retired = false, ready = false;
+    std::deque<Attempt*> out;
+    void wake() override { woken = true; agent->schedule(); }
+    void retire() override { retired = true; agent->schedule(); }
+  };
+
+  explicit FakeAgent(reactor::Io& io) : io_(io) { turn_.bind<&FakeAgent::on_turn>(this); }
+  ~FakeAgent() override { turn_.cancel(); }
+  void start(Dispatcher& dispatcher) override { dispatcher_ = &dispatcher; }
+  void resolve(Destination& destination) override {
+    ++resolves;
+    unresolved_.push_back(&destination);
+    schedule();
+  }
+  Lane* open(Site&, unsigned) override {
+    auto lane = std::make_unique<FakeLane>();
+    lane->agent = this;
+    ++opened;
+    lanes.push_back(std::move(lane));
+    most_lanes = std::max(most_lanes, lanes.size());
+    schedule();
+    return lanes.back().get();
+  }
+  void schedule() { io_.defer(turn_); }
+
+  // The script: how many attempts a lane takes at once, what becomes of an attempt, what a domain's
+  // route is, and whether connections fail.
+  size_t depth = 1;
+  bool hold_attempts = false;  // taken, but finished only by finish_all()
+  std::function<void(Attempt&)> serve = [](Attempt& attempt) {
+    for (auto& result : attempt.results) {
+      result.action = Action::delivered;
+      result.code = 250;
+    }
+  };
+  std::function<dns::Route(const std::string&)> route = [](const std::string& domain) {
+    dns::Route found;
+    found.verdict = dns::Verdict::usable;
+    found.site = "mx." + domain;
+    found.valid_until_ns = INT64_MAX;
+    return found;
+  };
+  std::optional<LaneEnd> fail_connect;
+
+  void finish_all() {
+    hold_attempts = false;
+    schedule();
+  }
+
+  std::vector<std::string> attempted;  // "id/recipient numbers"
+  std::vector<std::unique_ptr<FakeLane>> lanes;
+  size_t most_lanes = 0;
+  unsigned opened = 0, resolves = 0;
+
+ private:
+  void on_turn() {
+    auto unresolved = std::move(unresolved_);
+    unresolved_.clear();
+    for (Destination* destination : unresolved) {
+      dispatcher_->on_route(*destination, std::make_shared<dns::Route>(route(destination->domain)));
+    }
+    for (size_t i = 0; i < lanes.size(); ++i) {
+      FakeLane& lane = *lanes[i];
+      if (!lane.ready && fail_connect) {
+        close(i--, *fail_connect);
+        continue;
+      }
+      if (!lane.ready) {
+        lane.ready = lane.woken = true;
+        dispatcher_->lane_ready(lane);
+      }
+      if (lane.retired) {
+        while (!lane.out.empty() && !hold_attempts) finish(lane);
+        if (lane.out.empty()) close(i--, LaneEnd{});
+        continue;
+      }
+      while (!hold_attempts && !lane.out.empty()) {
+        finish(lane);
+        lane.woken = true;
+      }
+      while (lane.woken && lane.out.size() < depth) {
+        Attempt* attempt = dispatcher_->take(lane);
+        if (!attempt) {
+          lane.woken = false;
+          break;
+        }
+        std::string text = attempt->message->id.to_string();
+        for (uint32_t number : attempt->recipients) text += "/" + std::to_string(number);
+        attempted.push_back(text);
+        lane.out.push_back(attempt);
+      }
+      if (!lane.out.empty() && !hold_attempts) schedule();
+    }
+  }
+  void finish(FakeLane& lane) {
+    Attempt* attempt = lane.out.front();
+    lane.out.pop_front();
+    serve(*attempt);
+    dispatcher_->finished(*attempt);
+  }
+  void close(size_t i, const LaneEnd& end) {
+    auto lane = std::move(lanes[i]);
+    lanes.erase(lanes.begin() + static_cast<std::ptrdiff_t>(i));
+    dispatcher_->lane_closed(*lane, end);
+  }
+
+  reactor::Io& io_;
+  reactor::Deferred turn_;
+  Dispatcher* dispatcher_ = nullptr;
+  std::vector<Destination*> unresolved_;
+};
+
+class FakeSink final : public events::Sink {
+ public:
+  void emit(uint64_t sequence, const events::Event& event) override {
+    seen.push_back(event);
+    sequences.push_back(sequence);
+  }
+  std::vector<events::Event> seen;
+  std::vector<uint64_t> sequences;
+  size_t count(events::Type type) const {
+    size_t n = 0;
+    for (const auto& event : seen) n += event.type == type;
+    return n;
+  }
+};
+
+class FakeReporter final : public Reporter {
+ public:
+  explicit FakeReporter(reactor::Io& io) : io_(io) { answer_.bind<&FakeReporter::on_answer>(this); }
+  ~FakeReporter() override { answer_.cancel(); }
+  bool wants(const Message& message, const ReportLine& line) override {
+    return !message.envelope.reverse_path.empty() && line.kind != ReportKind::delivered;
+  }
+  void report(ReportRequest& request) override {
+    reported.push_back(request.lines);
+    pending_.push_back(&request);
+    io_.defer(answer_);
+  }
+  std::vector<std::vector<ReportLine>> reported;
+
+ private:
+  void on_answer() {
+    auto now = std::move(pending_);
+    pending_.clear();
+    for (ReportRequest* request : now) {
+      request->sent = true;
+      request->done(request->owner, *request);
+    }
+  }
+  reactor::Io& io_;
+  reactor::Deferred answer_;
+  std::vector<ReportRequest*> pending_;
+};
+
+}  // namespace millrace::queue

@@ -1,0 +1,531 @@
+#include "queue/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include "fakes.h"
+
+namespace millrace::queue {
+namespace {
+
+constexpr int64_t kSecond = 1'000'000'000;
+
+class SchedulerTest : public testing::Test {
+ protected:
+  SchedulerTest() : host_(world_.add_host({"192.0.2.1"})), io_(world_.make_io(host_)) {
+    config_.hostname = "relay.example";
+    config_.connect_rate = {};
+    config_.memory = 1u << 30;
+  }
+  ~SchedulerTest() override { reset(); }
+
+  void reset() {
+    scheduler_.reset();
+    reporter_.reset();
+    agent_.reset();
+    spool_.reset();
+  }
+  void build() {
+    spool_ = std::make_unique<FakeSpool>(*io_);
+    agent_ = std::make_unique<FakeAgent>(*io_);
+    reporter_ = std::make_unique<FakeReporter>(*io_);
+    scheduler_ = std::make_unique<Scheduler>(Scheduler::Context{
+        *io_, std::make_shared<config::Config>(config_), *spool_, *agent_, sink_, reporter_.get(), 0, 1});
+    agent_->start(*scheduler_);
+  }
+  void start() {
+    build();
+    scheduler_->start();
+  }
+
+  MessageRef message(std::vector<std::string> recipients, std::string job = "", std::string sender = "from@example.org") {
+    MessageRef made = MessageRef::make();
+    made->id = ids_.make(io_->wall_ms());
+    made->envelope.reverse_path = std::move(sender);
+    made->envelope.job = std::move(job);
+    made->envelope.received_ms = io_->wall_ms();
+    made->envelope.expires_ms = io_->wall_ms() + config_.expire_after_ms;
+    for (const std::string& address : recipients) {
+      made->envelope.recipients.push_back({address, address.substr(address.find('@') + 1), "", 0});
+    }
+    made->location = {1, static_cast<uint32_t>(spool_->messages.size() * 512 + 512), 300};
+    FakeSpool::Stored& stored = spool_->messages[made->id];
+    stored.body = "Subject: x\r\n\r\nhello\r\n";
+    made->content.raw = {stored.body};
+    made->content.raw_size = static_cast<uint32_t>(stored.body.size());
+    mail::encode_metadata(made->envelope, made->content, stored.metadata);
+    return made;
+  }
+  mail::SpoolId enqueue(std::vector<std::string> recipients, std::string job = "", std::string sender = "from@example.org") {
+    MessageRef made = message(std::move(recipients), std::move(job), std::move(sender));
+    mail::SpoolId id = made->id;
+    scheduler_->enqueue(std::move(made));
+    scheduler_->check();
+    return id;
+  }
+  void run(int64_t seconds = 1) {
+    world_.run_for(seconds * kSecond);
+    scheduler_->check();
+  }
+  void all_results(Action action, uint16_t code, std::string enhanced, events::Scope scope = events::Scope::recipient) {
+    agent_->serve = [=](Attempt& attempt) {
+      for (auto& result : attempt.results) {
+        result.action = action;
+        result.code = code;
+        result.enhanced = enhanced;
+        result.scope = scope;
+        result.reply = std::to_string(code) + " " + enhanced + " said the test";
+      }
+    };
+  }
+
+  reactor::SimWorld world_{1};
+  reactor::HostId host_;
+  std::unique_ptr<reactor::Io> io_;
+  config::Config config_;
+  mail::SpoolIdMaker ids_{42, 0};
+  FakeSink sink_;
+  std::unique_ptr<FakeSpool> spool_;
+  std::unique_ptr<FakeAgent> agent_;
+  std::unique_ptr<FakeReporter> reporter_;
+  std::unique_ptr<Scheduler> scheduler_;
+};
+
+TEST_F(SchedulerTest, ADeliveredMessageEndsOnceItsNoteIsDurable) {
+  start();
+  spool_->stalled = true;
+  enqueue({"a@example.com"});
+  run();
+  ASSERT_EQ(spool_->notes.size(), 1u);
+  EXPECT_TRUE(spool_->notes[0].final);
+  EXPECT_TRUE(sink_.seen.empty()) << "an event before its record is durable";
+  EXPECT_EQ(scheduler_->stats().items, 1u);
+  spool_->go_on();
+  run();
+  ASSERT_EQ(sink_.count(events::Type::delivered), 1u);
+  EXPECT_EQ(sink_.seen[0].recipient, "a@example.com");
+  EXPECT_EQ(sink_.seen[0].queue, "example.com");
+  EXPECT_EQ(scheduler_->stats().items, 0u);
+}
+
+TEST_F(SchedulerTest, NoNewAttemptWhileOutcomesAreUnsyncedForLong) {
+  start();
+  spool_->stalled = true;
+  enqueue({"a@example.com"});
+  run();
+  size_t before = agent_->attempted.size();
+  enqueue({"b@example.com"});
+  enqueue({"c@example.com"});
+  run();
+  EXPECT_EQ(agent_->attempted.size(), before);
+  spool_->go_on();
+  run();
+  EXPECT_EQ(sink_.count(events::Type::delivered), 3u);
+}
+
+TEST_F(SchedulerTest, ADeferredMessageWaitsForItsSchedule) {
+  start();
+  all_results(Action::defer, 451, "4.3.0", events::Scope::message);
+  enqueue({"a@example.com"});
+  run();
+  ASSERT_EQ(sink_.count(events::Type::deferred), 1u);
+  int64_t wait_ms = sink_.seen[0].next_attempt_ms - sink_.seen[0].time_ms;
+  EXPECT_GE(wait_ms, 270'000);
+  EXPECT_LE(wait_ms, 330'000);
+  EXPECT_FALSE(spool_->notes[0].final);
+  run(200);
+  EXPECT_EQ(agent_->attempted.size(), 1u);
+  run(200);
+  EXPECT_EQ(agent_->attempted.size(), 2u);
+  EXPECT_EQ(spool_->reads, 1u) << "its body left memory while it waited";
+}
+
+TEST_F(SchedulerTest, ABouncedMessageIsReportedBeforeItsOutcomeIsRecorded) {
+  start();
+  all_results(Action::bounce, 550, "5.1.1");
+  enqueue({"a@example.com"});
+  run();
+  ASSERT_EQ(reporter_->reported.size(), 1u);
+  ASSERT_EQ(sink_.count(events::Type::bounced), 1u);
+  EXPECT_TRUE(sink_.seen[0].report_sent);
+}
+
+TEST_F(SchedulerTest, ABounceOfANullReversePathIsNotReported) {
+  start();
+  all_results(Action::bounce, 550, "5.1.1");
+  enqueue({"a@example.com"}, "", "");
+  run();
+  EXPECT_TRUE(reporter_->reported.empty());
+  EXPECT_EQ(sink_.count(events::Type::bounced), 1u);
+}
+
+TEST_F(SchedulerTest, RecipientsOfOneDomainShareATransactionAndEndEachForItself) {
+  start();
+  agent_->serve = [](Attempt& attempt) {
+    for (size_t i = 0; i < attempt.results.size(); ++i) {
+      const std::string& to = attempt.message->envelope.recipients[attempt.recipients[i]].address;
+      attempt.results[i].action = to[0] == 'g' ? Action::delivered : to[0] == 'b' ? Action::bounce : Action::defer;
+    }
+  };
+  enqueue({"good@one.example", "bad@one.example", "later@one.example", "good2@two.example"});
+  run();
+  EXPECT_EQ(agent_->attempted.size(), 2u);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
+  EXPECT_EQ(sink_.count(events::Type::bounced), 1u);
+  EXPECT_EQ(sink_.count(events::Type::deferred), 1u);
+  EXPECT_EQ(scheduler_->stats().items, 1u);
+  std::set<uint32_t> numbers;
+  for (const auto& event : sink_.seen) numbers.insert(event.number);
+  EXPECT_EQ(numbers.size(), 4u) << "event numbers are unique within the message";
+  all_results(Action::delivered, 250, "2.0.0");
+  run(400);
+  EXPECT_EQ(scheduler_->stats().items, 0u);
+  EXPECT_TRUE(spool_->notes.back().final);
+}
+
+TEST_F(SchedulerTest, UntriedRecipientsGoOnAtOnceAndUncounted) {
+  start();
+  config_.recipients_per_transaction = 2;
+  scheduler_->adopt(std::make_shared<config::Config>(config_));
+  enqueue({"a@one.example", "b@one.example", "c@one.example", "d@one.example", "e@one.example"});
+  run();
+  EXPECT_EQ(sink_.count(events::Type::delivered), 5u);
+  for (const auto& event : sink_.seen) EXPECT_EQ(event.attempt, 1u);
+  EXPECT_EQ(scheduler_->stats().items, 0u);
+}
+
+TEST_F(SchedulerTest, DeferredAndUntriedRecipientsPart) {
+  start();
+  unsigned calls = 0;
+  agent_->serve = [&calls](Attempt& attempt) {
+    bool first = calls++ == 0;
+    for (size_t i = 0; i < attempt.results.size(); ++i) {
+      attempt.results[i].action = !first ? Action::delivered : i == 0 ? Action::defer : Action::give_back;
+    }
+  };
+  enqueue({"a@one.example", "b@one.example", "c@one.example"});
+  run();
+  EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
+  EXPECT_EQ(sink_.count(events::Type::deferred), 1u);
+  run(400);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 3u);
+  EXPECT_EQ(scheduler_->stats().items, 0u);
+}
+
+TEST_F(SchedulerTest, ConnectionsNeverExceedTheLimit) {
+  config_.destination_connections = 3;
+  start();
+  agent_->hold_attempts = true;
+  for (int i = 0; i < 50; ++i) enqueue({"a@example.com"});
+  run();
+  EXPECT_LE(agent_->most_lanes, 3u);
+  agent_->finish_all();
+  run(10);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 50u);
+  EXPECT_LE(agent_->most_lanes, 3u);
+}
+
+TEST_F(SchedulerTest, ConnectionsGrowFromTheInitialNumberBySuccess) {
+  start();
+  agent_->hold_attempts = true;
+  for (int i = 0; i < 50; ++i) enqueue({"a@example.com"});
+  run();
+  EXPECT_EQ(agent_->lanes.size(), 2u);
+  agent_->hold_attempts = false;
+  agent_->schedule();
+  run();
+  EXPECT_GT(agent_->most_lanes, 2u);
+}
+
+TEST_F(SchedulerTest, AFailedConnectionHoldsTheSiteAndCountsNoAttempt) {
+  start();
+  LaneEnd end;
+  end.cause = LaneEnd::Cause::failed;
+  end.stage = events::Stage::connect;
+  end.reply = "connection refused";
+  agent_->fail_connect = end;
+  enqueue({"a@example.com"});
+  enqueue({"b@example.com"});
+  run();
+  EXPECT_TRUE(agent_->attempted.empty());
+  EXPECT_EQ(sink_.count(events::Type::queue), 1u) << "one event, not one per waiting message";
+  unsigned opened = agent_->opened;
+  run(50);
+  EXPECT_EQ(agent_->opened, opened);
+  agent_->fail_connect.reset();
+  run(20);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
+  for (const auto& event : sink_.seen) {
+    if (event.type == events::Type::delivered) EXPECT_EQ(event.attempt, 1u);
+  }
+}
+
+TEST_F(SchedulerTest, AHeldSiteDoesNotSlowAnother) {
+  start();
+  agent_->serve = [](Attempt& attempt) { attempt.results[0].action = Action::delivered; };
+  enqueue({"a@dead.example"});
+  agent_->route = [](const std::string& domain) {
+    dns::Route route;
+    route.verdict = domain == "dead.example" ? dns::Verdict::temporary : dns::Verdict::usable;
+    route.site = "mx." + domain;
+    route.reason = "time-out";
+    route.valid_until_ns = INT64_MAX;
+    return route;
+  };
+  for (int i = 0; i < 20; ++i) enqueue({"a@live.example"});
+  run();
+  EXPECT_EQ(sink_.count(events::Type::delivered), 20u);
+  EXPECT_EQ(scheduler_->stats().items, 1u);
+}
+
+TEST_F(SchedulerTest, AMissingDomainBouncesOnlyWhenASecondLookAgrees) {
+  start();
+  agent_->route = [](const std::string&) {
+    dns::Route route;
+    route.verdict = dns::Verdict::no_such_domain;
+    route.reason = "no such domain";
+    return route;
+  };
+  enqueue({"a@nowhere.example"});
+  run(300);
+  EXPECT_EQ(sink_.count(events::Type::bounced), 0u);
+  run(400);
+  ASSERT_EQ(sink_.count(events::Type::bounced), 1u);
+  EXPECT_EQ(sink_.seen.back().enhanced, "5.1.2");
+  EXPECT_EQ(scheduler_->stats().items, 0u);
+}
+
+TEST_F(SchedulerTest, ANullMxBouncesAtOnce) {
+  start();
+  agent_->route = [](const std::string&) {
+    dns::Route route;
+    route.verdict = dns::Verdict::null_mx;
+    route.reason = "takes no mail";
+    return route;
+  };
+  for (int i = 0; i < 200; ++i) enqueue({"a@nomail.example"});
+  run(3);
+  EXPECT_EQ(sink_.count(events::Type::bounced), 200u);
+}
+
+TEST_F(SchedulerTest, ARateIsNeverExceeded) {
+  config_.destination_rate = {10, 1000};
+  start();
+  std::vector<int64_t> times;
+  agent_->serve = [&](Attempt& attempt) {
+    times.push_back(io_->now());
+    attempt.results[0].action = Action::delivered;
+  };
+  for (int i = 0; i < 100; ++i) enqueue({"a@example.com"});
+  run(30);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 100u);
+  for (size_t i = 10; i < times.size(); ++i) EXPECT_GE(times[i] - times[i - 10], kSecond - 2'000'000);
+}
+
+TEST_F(SchedulerTest, AnUncertainDeliveryIsTriedAgainAfterTheTimeForIt) {
+  start();
+  all_results(Action::uncertain, 0, "", events::Scope::message);
+  enqueue({"a@example.com"});
+  run(500);
+  EXPECT_EQ(agent_->attempted.size(), 1u);
+  run(200);
+  EXPECT_EQ(agent_->attempted.size(), 2u);
+}
+
+TEST_F(SchedulerTest, NewMailIsNotStarvedByRetries) {
+  config_.destination_connections = 1;
+  config_.retry_ms = {1000};
+  start();
+  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
+  for (int i = 0; i < 200; ++i) enqueue({"old@example.com"});
+  run(5);
+  mail::SpoolId fresh = enqueue({"new@example.com"});
+  size_t before = agent_->attempted.size();
+  run(5);
+  auto at = std::find(agent_->attempted.begin() + static_cast<std::ptrdiff_t>(before), agent_->attempted.end(),
+                      fresh.to_string() + "/0");
+  ASSERT_NE(at, agent_->attempted.end());
+  EXPECT_LT(static_cast<size_t>(at - agent_->attempted.begin()) - before, 8u);
+}
+
+TEST_F(SchedulerTest, MailExpiresWithAReport) {
+  config_.expire_after_ms = 3'600'000;
+  start();
+  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
+  enqueue({"a@example.com"});
+  run(3500);
+  EXPECT_EQ(sink_.count(events::Type::expired), 0u);
+  run(200);
+  EXPECT_EQ(sink_.count(events::Type::expired), 1u);
+  EXPECT_EQ(reporter_->reported.size(), 1u);
+  EXPECT_EQ(scheduler_->stats().items, 0u);
+}
+
+TEST_F(SchedulerTest, MailBehindAHoldExpiresToo) {
+  config_.expire_after_ms = 3'600'000;
+  start();
+  LaneEnd end;
+  end.cause = LaneEnd::Cause::failed;
+  end.stage = events::Stage::connect;
+  agent_->fail_connect = end;
+  enqueue({"a@example.com"});
+  run(3800);
+  EXPECT_EQ(sink_.count(events::Type::expired), 1u);
+}
+
+TEST_F(SchedulerTest, AJumpOfTheClockExpiresNothingAtOnce) {
+  start();
+  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
+  enqueue({"a@example.com"});
+  run();
+  world_.step_wall(30 * 86'400'000LL);
+  run(600);
+  EXPECT_EQ(sink_.count(events::Type::expired), 0u);
+}
+
+TEST_F(SchedulerTest, ARestartChangesNoSchedule) {
+  start();
+  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
+  mail::SpoolId id = enqueue({"a@example.com", "b@example.com"});
+  run();
+  int64_t due_ms = sink_.seen[0].next_attempt_ms;
+  auto messages = spool_->messages;
+  std::string state = spool_->notes.back().state;
+  reset();
+  build();
+  spool_->messages = messages;
+  spool::Recovered found;
+  found.id = id;
+  found.location = {1, 512, 300};
+  found.metadata = spool_->messages[id].metadata;
+  found.state = state;
+  scheduler_->recover(found);
+  scheduler_->start();
+  scheduler_->check();
+  int64_t tried_ms = 0;
+  agent_->serve = [&](Attempt& attempt) {
+    tried_ms = io_->wall_ms();
+    EXPECT_EQ(attempt.recipients.size(), 2u);
+    for (auto& result : attempt.results) result.action = Action::delivered;
+  };
+  run(600);
+  EXPECT_NEAR(static_cast<double>(tried_ms), static_cast<double>(due_ms), 20.0);
+  EXPECT_EQ(scheduler_->stats().items, 0u);
+}
+
+TEST_F(SchedulerTest, PauseHoldsMatchingMailUntilItIsResumed) {
+  start();
+  Filter filter;
+  filter.job = "news";
+  scheduler_->add_pause(1, filter);
+  enqueue({"a@example.com"}, "news");
+  enqueue({"b@example.com"}, "other");
+  run();
+  EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
+  auto rows = scheduler_->queue_rows();
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0].why, "paused by the operator");
+  scheduler_->remove_pause(1);
+  run();
+  EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
+}
+
+TEST_F(SchedulerTest, DeleteEndsEachRecipientWithAnEventAndNoReport) {
+  start();
+  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
+  for (int i = 0; i < 300; ++i) enqueue({"a@example.com"}, "", i % 2 ? "x@example.org" : "y@example.org");
+  run(2);
+  Filter filter;
+  filter.sender = "x@example.org";
+  EXPECT_EQ(scheduler_->count_matching(filter), 150u);
+  bool done = false;
+  scheduler_->end_matching(Command::remove, filter, [&] { done = true; });
+  run(30);
+  EXPECT_EQ(sink_.count(events::Type::removed), 150u);
+  EXPECT_EQ(scheduler_->stats().items, 150u);
+  EXPECT_TRUE(reporter_->reported.empty());
+  EXPECT_TRUE(done);
+}
+
+TEST_F(SchedulerTest, RetryEndsAWait) {
+  start();
+  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
+  enqueue({"a@example.com"});
+  run();
+  all_results(Action::delivered, 250, "2.0.0");
+  scheduler_->retry_matching(Filter{});
+  run();
+  EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
+}
+
+TEST_F(SchedulerTest, TheQueueViewSaysWhyMailWaits) {
+  start();
+  LaneEnd end;
+  end.cause = LaneEnd::Cause::told_to_slow;
+  end.code = 421;
+  end.reply = "421 4.7.0 too fast";
+  agent_->fail_connect = end;
+  enqueue({"a@example.com"});
+  run();
+  auto rows = scheduler_->queue_rows();
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0].messages, 1u);
+  EXPECT_EQ(rows[0].why, "held: 421 4.7.0 too fast");
+  EXPECT_GT(rows[0].next_attempt_ms, io_->wall_ms());
+}
+
+TEST_F(SchedulerTest, StopWaitsForWhatIsOut) {
+  start();
+  agent_->hold_attempts = true;
+  enqueue({"a@example.com"});
+  enqueue({"b@example.com"});
+  run();
+  bool stopped = false;
+  scheduler_->stop([&] { stopped = true; });
+  for (auto& lane : agent_->lanes) lane->retired = true;
+  run();
+  EXPECT_FALSE(stopped);
+  agent_->finish_all();
+  run();
+  EXPECT_TRUE(stopped);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
+}
+
+TEST(QueueState, RoundTrip) {
+  QueueState state;
+  state.events = 300;
+  state.recipients = {{0, 1, 1767225600123, 1767225000}, {70000, 65535, 1, 0}};
+  std::string bytes;
+  encode_state(state, bytes);
+  Result<QueueState> back = decode_state(bytes);
+  ASSERT_TRUE(back.ok());
+  EXPECT_EQ(back->events, 300u);
+  ASSERT_EQ(back->recipients.size(), 2u);
+  EXPECT_EQ(back->recipients[1].recipient, 70000u);
+  EXPECT_EQ(back->recipients[0].due_ms, 1767225600123);
+  for (size_t size = 0; size < bytes.size(); ++size) {
+    EXPECT_FALSE(decode_state(std::string_view(bytes).substr(0, size)).ok());
+  }
+}
+
+TEST(IdIndex, FindsWhatWasInsertedAndNotErased) {
+  Prng prng(5);
+  IdIndex index;
+  std::vector<std::unique_ptr<Item>> items;
+  for (int i = 0; i < 5000; ++i) {
+    auto item = std::make_unique<Item>();
+    item->id = {prng.next(), prng.next()};
+    index.insert(*item);
+    items.push_back(std::move(item));
+    if (items.size() > 100 && prng.chance(0.5)) {
+      size_t at = prng.below(items.size());
+      index.erase(items[at]->id);
+      EXPECT_EQ(index.find(items[at]->id), nullptr);
+      items.erase(items.begin() + static_cast<std::ptrdiff_t>(at));
+    }
+  }
+  for (auto& item : items) EXPECT_EQ(index.find(item->id), item.get());
+  EXPECT_EQ(index.size(), items.size());
+}
+
+}  // namespace
+}  // namespace millrace::queue
