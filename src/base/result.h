@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <variant>
 
@@ -24,6 +25,7 @@ struct Failure {
 
 // `return fail(Error{...});` from a function returning Result<T>.
 template <typename E>
+  requires(!std::is_convertible_v<E, std::string>)  // a text is an Error, see below
 [[nodiscard]] Failure<std::decay_t<E>> fail(E&& error) {
   return {std::forward<E>(error)};
 }

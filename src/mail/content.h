@@ -43,6 +43,7 @@ struct Content {
   std::vector<Cut> cuts;               // ascending, apart, each a run of whole lines, none holding a dot
   bool stuffed = false;                // received by DATA
   bool eight_bit = false;              // an octet above 127 in header or body
+  bool eight_bit_header = false;       // one in the header section (set by scan_headers)
   bool ends_in_crlf = true;            // a BDAT message may not; then DATA adds one
   uint32_t crc = 0;                    // CRC32C of the raw bytes
 

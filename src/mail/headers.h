@@ -4,7 +4,7 @@
 //
 // The section ends at the first empty line. When the very first line is no header field, there is no
 // section: `has_section` is false, nothing is cut, and added headers must be followed by an empty line
-// (PrefixBuilder does it).
+// (add_standard_headers does it).
 //
 // Limits: at most kMostCuts ranges are cut (neighbouring lines are one range); past it `too_many_cuts`
 // is set and the message should be refused. Values are unfolded, bounded to kLongestValue octets, and

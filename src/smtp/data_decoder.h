@@ -44,8 +44,7 @@ struct IntakeFacts {
 namespace detail {
 
 struct Masks {  // one bit an octet, the first octet in bit 0
-  uint64_t cr, lf, dot, nul;
-  bool eight_bit;
+  uint64_t cr, lf, dot, nul, high;
 };
 Masks masks_portable(const char* block);  // 64 octets
 Masks masks_fast(const char* block);      // AVX2 where the build has it, else masks_portable
@@ -57,29 +56,31 @@ class ContentScanner {
   // All octets up to the end of data. `found_end` only when stuffed; the return value is how many
   // octets of the piece were used, the terminator included.
   size_t scan(const char* data, size_t size, bool& found_end);
-  void finish();  // the last octet has been seen
+  void finish();  // unstuffed: the last octet has been seen
+  uint64_t octets() const { return offset_; }  // of the content, a possible final dot included
   IntakeFacts& facts() { return facts_; }
   const IntakeFacts& facts() const { return facts_; }
 
  private:
-  template <Masks (*kMasks)(const char*)>
-  friend struct ScanLoop;
-  enum class Dot : uint8_t { none, seen, seen_cr };  // a lone dot at line start, so far
+  enum class Dot : uint8_t { none, seen, seen_cr };  // a lone dot at line start at the end of a piece
 
+  size_t resume_dot(const char* data, size_t size, bool& found_end);
+  size_t scan_blocks(const char* data, size_t size, size_t start, bool& found_end);
   void add_dot(uint64_t offset);
-  void report(LineFault fault, uint64_t line_offset);
-  void find_fault(const Masks& masks, size_t valid, uint64_t base);
-  void add_crc(const char* data, size_t size);
+  void find_fault(const Masks& masks, size_t valid, uint64_t bare_lf, uint64_t bare_cr,
+                  uint64_t crlf, uint64_t dots);
+  void end_at(uint64_t raw_size);
+  void check_size(uint64_t raw_size);
 
   IntakeFacts facts_;
   uint64_t max_size_;
   uint64_t offset_ = 0;        // raw octets seen
   uint64_t line_start_ = 0;    // raw offset of the canonical line's first octet
   uint64_t lines_ = 0;         // complete ones
-  uint64_t crc_offset_ = 0;    // octets in the checksum; those of a possible final dot wait
   bool after_cr_ = false;      // the last octet was CR
   bool at_line_start_ = true;
-  Dot dot_ = Dot::none;
+  Dot dot_ = Dot::none;        // its octets are in offset_, but not in the checksum or the dots
+  uint64_t dot_offset_ = 0;
 };
 
 }  // namespace detail

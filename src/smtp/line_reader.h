@@ -39,7 +39,7 @@ class LineReader {
   void reset();
 
  private:
-  Line bad(Outcome outcome, size_t consumed);
+  Line bad(Outcome outcome, size_t consumed, bool after_cr);
   Line skip(std::string_view piece);
 
   size_t limit_;

@@ -41,18 +41,18 @@ class ReplyParser {
   // Valid after Outcome::reply until the next call. May be moved from.
   PeerReply& reply() { return reply_; }
   // No part of a reply is waiting for its end.
-  bool empty() const { return reply_.lines == 0 && position_ == 0; }
+  bool empty() const { return complete_ || total_ == 0; }
   void reset();
 
  private:
-  void start_reply();
   void add_text(std::string_view text);
+  bool end_line();  // true when it was the reply's last
 
   size_t text_limit_;
   PeerReply reply_;
   bool complete_ = false;
   // Of the current line:
-  uint32_t position_ = 0;    // 0..2 digits of the code, 3 separator, 4 text
+  uint32_t position_ = 0;    // 0 to 2 digits of the code, 3 the separator, 4 text
   uint16_t line_code_ = 0;
   bool last_line_ = false;
   bool after_cr_ = false;    // a CR that may be part of CRLF

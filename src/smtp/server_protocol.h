@@ -6,8 +6,9 @@
 //     while (!piece.empty()) {
 //       ServerProtocol::Step step = protocol.advance(piece);
 //       piece.remove_prefix(step.consumed);
-//       switch (step.event) { ... }
-//       if (step.event == Event::blocked) { keep `piece`, pause receiving; break; }
+//       if (step.begins) ...;              // in this order: begins, body, event
+//       if (!step.body.empty()) ...;
+//       switch (step.event) { ... }        // blocked: keep `piece`, pause receiving, leave the loop
 //     }
 //     protocol.take_output(...), send; if (protocol.finished()) close after it
 //   }
@@ -40,11 +41,13 @@
 
 namespace millrace::smtp {
 
+constexpr uint64_t kLargestMessage = 1 << 30;
+
 struct ServerOptions {  // constant while a session lasts
   std::string hostname;               // of greeting, EHLO reply and "postmaster@"
   std::string banner = "ESMTP Millrace";
   Extensions extensions;
-  uint64_t max_message_size = 50 << 20;  // octets of canonical content; below 2^32 - 2^20
+  uint64_t max_message_size = 50 << 20;  // octets of canonical content; at most kLargestMessage
   uint32_t max_recipients = 1000;
   uint32_t max_errors = 20;              // replies 5xx to commands, then 421
   uint32_t max_idle_commands = 200;      // NOOP, RSET, VRFY, ... since the last message, then 421
@@ -83,16 +86,16 @@ class ServerProtocol {
 
   enum class Event : uint8_t {
     none,               // go on with the rest of the piece, if any
-    message_begin,      // bytes of a message follow: envelope() says whose
-    body,               // `body` belongs to the message
     message_end,        // all of it: facts(), envelope(), message_number(); message_done() must follow
-    message_discarded,  // between message_begin and message_end: drop what was kept of it
+    message_discarded,  // between its begin and its end: drop what was kept of it
     blocked,            // too many pending messages: call again after message_done()
   };
+  // What one call did, to be looked at in this order.
   struct Step {
-    Event event = Event::none;
     size_t consumed = 0;
-    std::string_view body;
+    bool begins = false;    // a message begins: envelope() says whose
+    std::string_view body;  // octets of the piece that belong to the message
+    Event event = Event::none;
   };
 
   // `options` and `policy` outlive the protocol.
@@ -105,15 +108,16 @@ class ServerProtocol {
 
   // At Event::message_end and until the next advance().
   mail::Envelope& envelope() { return envelope_; }
-  IntakeFacts& facts();
+  IntakeFacts& facts() { return scanner_.facts(); }
   uint64_t message_number() const { return message_number_; }
   // The reply to the message of that number: 250, or its refusal. `reply` is copied.
+  // REQUIRES: message_end was reported for it, and it has not been answered.
   void message_done(uint64_t number, const Reply& reply);
-  // "554 5.6.0 bare LF in line 3, octet 17" for a message kept in spite of line faults or not.
+  // "bare LF in line 3, octet 17".
   static std::string describe_fault(const IntakeFacts& facts);
 
-  // Ends the session with `reply` (421) at the next command boundary: at once unless a message's bytes
-  // are coming in.
+  // Ends the session with `reply` (421; its text static): at once, or after the message that is being
+  // received.
   void shut_down(const Reply& reply);
 
   // Replies that may be sent now. Moves them to the end of `out`.
@@ -123,7 +127,7 @@ class ServerProtocol {
   bool finished() const { return state_ == State::closing && pending_count_ == 0; }
 
   State state() const { return state_; }
-  bool receiving_message() const;  // between message_begin and message_end
+  bool receiving_message() const { return message_open_; }
   uint32_t pending_messages() const { return pending_count_; }
   const std::string& helo() const { return helo_; }
   bool esmtp() const { return esmtp_; }
@@ -139,48 +143,55 @@ class ServerProtocol {
   };
 
   void enter(State state);
-  std::string& out();    // where the next reply goes
+  std::string& out();               // where the next reply goes
   void say(const Reply& reply);
   void refuse(const Reply& reply);  // says it and counts an error
   void close_with(const Reply& reply);
-  void release_answered();
-  Pending& pending_at(uint32_t index);
+  Pending& pending_at(uint32_t index) { return pending_[(pending_first_ + index) % pending_.size()]; }
 
-  Step on_line(std::string_view line, size_t consumed, bool more_input);
-  Step on_command(const Command& command, bool more_input);
+  Step read_command(std::string_view piece);
+  Step read_data(std::string_view piece);
+  Step read_chunk(std::string_view piece);
+  Step drain_chunk(std::string_view piece);
+  void on_command(const Command& command, Step& step);
+  bool is_legal_group(Verb verb, bool more_input) const;
   void on_hello(const Command& command);
   void on_mail(const Command& command);
   void on_rcpt(const Command& command);
-  Step on_data_command(bool more_input);
-  Step on_bdat(const Command& command);
-  Step read_data(std::string_view piece);
-  Step read_chunk(std::string_view piece);
-  Step end_chunk(size_t consumed, std::string_view body);
-  Step finish_message(Step step);
-  Step refuse_message(const Reply& reply, Step step);
-  void clear_transaction();
-  void begin_message();
-  bool discard();        // true if a message was being received and its bytes were wanted
-  bool idle_command();   // counts; false when the session was closed for it
+  void on_data_command(Step& step);
+  void on_bdat(const Command& command, Step& step);
+  void refuse_chunk(const Command& command, const Reply& reply, State after);
+  void end_chunk(Step& step);
+  void end_message(Step& step);
+  void end_transaction(State next);
+  void begin_message(bool stuffed, Step& step);
+  void stop_wanting(Step& step);    // the rest of the message is drained
+  void say_capabilities();
+  bool count_idle_command();        // false when the session was closed for it
+  // Whether the message being received has been found unacceptable, and the reply that says so.
+  bool is_bad_message() const;
+  void refuse_bad_message();
 
   // Constant after construction.
   const ServerOptions& options_;
   ServerPolicy& policy_;
 
   State state_ = State::connected;
+  State after_drain_ = State::ready;
   LineReader lines_;
   mail::Envelope envelope_;
   detail::ContentScanner scanner_;
   std::string helo_;
+  Reply shutdown_;                  // code 0: none asked for
   bool esmtp_ = false;
-  bool message_open_ = false;    // between message_begin and its end
-  bool message_wanted_ = false;  // its bytes are still reported
-  bool envelope_taken_ = false;  // message_end was reported: clear at the next advance()
-  bool discard_next_ = false;    // message_discarded is due before anything else
+  bool message_open_ = false;       // between its begin and its end
+  bool message_wanted_ = false;     // its bytes are still reported
+  bool envelope_given_ = false;     // message_end was reported: clear at the next advance()
   bool last_chunk_ = false;
   uint64_t chunk_left_ = 0;
   uint64_t drained_ = 0;
   uint32_t chunks_ = 0;
+  uint32_t recipients_refused_ = 0;  // past max_recipients
   uint32_t errors_ = 0;
   uint32_t idle_commands_ = 0;
   uint64_t message_number_ = 0;
