@@ -59,6 +59,7 @@ Model model_of(std::string_view bytes, bool stuffed) {
       start = true;
       continue;
     }
+    if (c == '\r' && stuffed && i + 1 == bytes.size()) continue;  // nobody can know yet
     if (c == '\r') report(LineFault::bare_cr, i);
     if (c == '\n') report(LineFault::bare_lf, i);
     if (c == '\0') report(LineFault::nul, i);
@@ -174,7 +175,7 @@ std::vector<size_t> random_splits(Prng& prng, size_t size) {
 
 TEST(DataDecoder, AgreesWithTheModelAtEverySplit) {
   Prng prng(1);
-  for (int round = 0; round < 4000 && !testing::Test::HasFailure(); ++round) {
+  for (int round = 0; round < 6000 && !testing::Test::HasFailure(); ++round) {
     std::string text = random_text(prng, round % 2 == 0);
     if (round % 3) text += "\r\n.\r\nMAIL FROM:<\xc3\xa9>\r\n";
     SCOPED_TRACE(round);
