@@ -52,8 +52,8 @@ Status ProvidedBuffers::start(io_uring& ring, const Options& options) {
   registration.pad = options.incremental ? kPbufRingIncremental : 0;
   if (int r = io_uring_register_buf_ring(&ring, &registration, 0); r < 0) {
     munmap(memory, ring_bytes_);
-    return fail(fmt::format("io_uring cannot register a provided-buffer ring (Linux 5.19): {}",
-                            std::strerror(-r)),
+    return fail(fmt::format("io_uring cannot register a provided-buffer ring: {}{}", std::strerror(-r),
+                            r == -ENOMEM ? "; look at the locked memory limit (ulimit -l)" : ""),
                 -r);
   }
   uring_ = &ring;

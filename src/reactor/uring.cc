@@ -36,6 +36,7 @@ namespace {
 constexpr int64_t kSecond = 1'000'000'000;
 // Out of descriptors: accepting goes on after this pause, when some may have been closed.
 constexpr int64_t kAcceptPause = 100'000'000;
+constexpr unsigned kFewestSubmissions = 128;
 constexpr int64_t kLongestWait = 3600 * kSecond;  // what a timespec of the kernel surely takes
 
 // user_data of a submission: the address of its Op (a multiple of 8), or one of these.
@@ -146,6 +147,7 @@ class UringIo final : public Io {
     OpList parked;  // receives that found no buffer, the longest waiting first
   };
 
+  Status make_ring(const UringOptions& options);
   io_uring_sqe& next_entry();
   void submit_entry(Op& op, io_uring_sqe& entry);
   void submit_queued();
@@ -204,13 +206,7 @@ Status UringIo::start(const UringOptions& options) {
   if (!usable) return fail(usable.error());
   features_ = *usable;
 
-  io_uring_params parameters{};
-  parameters.flags = kRingFlags;
-  parameters.cq_entries = options.completion_entries;
-  if (int r = io_uring_queue_init_params(options.submission_entries, &ring_, &parameters); r < 0) {
-    return fail(setup_error(-r));
-  }
-  ring_made_ = true;
+  if (Status made = make_ring(options); !made) return made;
   // Blocking on purpose: with O_NONBLOCK the ring would report EAGAIN instead of waiting.
   event_ = eventfd(0, EFD_CLOEXEC);
   if (event_ < 0) return fail(fmt::format("cannot make an eventfd: {}", std::strerror(errno)), errno);
@@ -252,6 +248,29 @@ Status UringIo::start(const UringOptions& options) {
   return success();
 }
 
+// Newer kernels charge rings to the user's locked memory, which may be limited to 8 MiB for all shards
+// and programs together. Smaller rings work as well, with more system calls at peaks.
+Status UringIo::make_ring(const UringOptions& options) {
+  unsigned submissions = options.submission_entries;
+  unsigned completions = options.completion_entries;
+  while (true) {
+    io_uring_params parameters{};
+    parameters.flags = kRingFlags;
+    parameters.cq_entries = completions;
+    int r = io_uring_queue_init_params(submissions, &ring_, &parameters);
+    if (r == 0) break;
+    if (r != -ENOMEM || submissions <= kFewestSubmissions) return fail(setup_error(-r));
+    submissions /= 2;
+    completions /= 2;
+  }
+  ring_made_ = true;
+  if (submissions != options.submission_entries) {
+    log::warning("io_uring queues cut from {} to {} submissions: locked memory is short (ulimit -l)",
+                 options.submission_entries, submissions);
+  }
+  return success();
+}
+
 UringIo::~UringIo() {
   if (running == this) running = nullptr;
   for (Group& group : groups_) {
@@ -287,7 +306,9 @@ void UringIo::turn(int64_t longest_wait_ns) {
   feed_groups();
 
   int64_t wait = 0;
-  if (ending_.empty() && deferred_.empty()) {
+  // Completions are there already when the last turn had to submit. Then the wait below would return
+  // without asking the kernel for others, and a loop that always submits would never receive.
+  if (ending_.empty() && deferred_.empty() && io_uring_cq_ready(&ring_) == 0) {
     int64_t next = timers_.next();
     // The clock is read again: the time this thread was away would be slept on top.
     wait = next == INT64_MAX ? longest_wait_ns : std::min(longest_wait_ns, next - monotonic_now());

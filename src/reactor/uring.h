@@ -15,8 +15,8 @@
 namespace millrace::reactor {
 
 struct UringOptions {
-  unsigned submission_entries = 4096;   // a fuller queue is submitted at once
-  unsigned completion_entries = 32768;  // past it the kernel queues, and multishots are re-armed
+  unsigned submission_entries = 1024;  // a fuller queue is submitted at once
+  unsigned completion_entries = 8192;  // past it the kernel queues, and multishots are re-armed
   // Buffers handed out at most, in bytes, a group (BufferPool::set_limit changes it).
   uint64_t ingress_bytes = 256ull << 20;
   uint64_t delivery_bytes = 64ull << 20;
