@@ -1,19 +1,22 @@
-// The binary form of an event: a version octet, then fields, each a tag octet and a value. The tag's two
-// high bits say how the value is read (so an unknown field can be passed over), its low six which field
-// it is. Empty and zero fields are left out. Numbers are never given a second meaning.
+// The binary form of an event: a version octet, then fields, each a tag octet and a value. The
+// tag's two high bits say how the value is read (so an unknown field can be passed over), its low
+// six which field it is. Empty and zero fields are left out. Numbers are never given a second
+// meaning.
 //
 //   version  1 octet: 1
 //   field    tag octet: 00nnnnnn  varint (LEB128, at most 10 octets)
 //                       01nnnnnn  varint length, then so many octets
 //                       11nnnnnn  as 01, but a reader that does not know it must refuse the event
 //
-// Texts are cut at 1024 octets on the way in; decode accepts what encode can write and fails on anything
-// else without reading past the end.
+// Texts are cut at 1024 octets on the way in; decode accepts what encode can write and fails on
+// anything else without reading past the end.
 #include "events/event.h"
 
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+
+#include "base/short_copy.h"
 
 namespace millrace::events {
 namespace {
@@ -23,11 +26,47 @@ constexpr size_t kMostText = 1024;
 constexpr uint8_t kNumber = 0x00, kText = 0x40, kRefuse = 0xc0;
 
 enum Field : uint8_t {
-  kType = 1, kSpoolId, kEventNumber, kTime, kReceived, kFirstAttempt, kNextAttempt, kReversePath,
-  kRecipient, kMessageId, kEnvid, kOrcpt, kJob, kTenant, kPool, kQueue, kSite, kProvider, kClient,
-  kAccount, kSource, kEhloName, kMx, kPeer, kSession, kSessionMessage, kStage, kReply, kCode,
-  kEnhanced, kBounceClass, kScope, kReason, kAttempt, kSize, kRecipients, kReportSent, kQueued,
-  kConnect, kTransaction, kTotal,
+  kType = 1,
+  kSpoolId,
+  kEventNumber,
+  kTime,
+  kReceived,
+  kFirstAttempt,
+  kNextAttempt,
+  kReversePath,
+  kRecipient,
+  kMessageId,
+  kEnvid,
+  kOrcpt,
+  kJob,
+  kTenant,
+  kPool,
+  kQueue,
+  kSite,
+  kProvider,
+  kClient,
+  kAccount,
+  kSource,
+  kEhloName,
+  kMx,
+  kPeer,
+  kSession,
+  kSessionMessage,
+  kStage,
+  kReply,
+  kCode,
+  kEnhanced,
+  kBounceClass,
+  kScope,
+  kReason,
+  kAttempt,
+  kSize,
+  kRecipients,
+  kReportSent,
+  kQueued,
+  kConnect,
+  kTransaction,
+  kTotal,
 };
 
 // Writes into room that is known to suffice.
@@ -53,7 +92,7 @@ struct Writer {
     value = value.substr(0, kMostText);
     *at++ = static_cast<char>(kText | field);
     varint(value.size());
-    std::memcpy(at, value.data(), value.size());
+    short_copy(at, value.data(), value.size());
     at += value.size();
   }
 };
@@ -101,26 +140,47 @@ bool put(std::string& field, std::string_view value) {
 
 bool put_number(Event& event, uint8_t field, uint64_t value) {
   switch (field) {
-    case kType: return put_enum(event.type, value, Type::queue);
-    case kEventNumber: return put(event.number, value);
-    case kTime: return put(event.time_ms, value);
-    case kReceived: return put(event.received_ms, value);
-    case kFirstAttempt: return put(event.first_attempt_ms, value);
-    case kNextAttempt: return put(event.next_attempt_ms, value);
-    case kSession: return put(event.session, value);
-    case kSessionMessage: return put(event.session_message, value);
-    case kStage: return put_enum(event.stage, value, Stage::quit);
-    case kCode: return put(event.code, value);
-    case kScope: return put_enum(event.scope, value, Scope::provider);
-    case kAttempt: return put(event.attempt, value);
-    case kSize: return put(event.size, value);
-    case kRecipients: return put(event.recipients, value);
-    case kReportSent: event.report_sent = value == 1; return value <= 1;
-    case kQueued: return put(event.queued_ms, value);
-    case kConnect: return put(event.connect_ms, value);
-    case kTransaction: return put(event.transaction_ms, value);
-    case kTotal: return put(event.total_ms, value);
-    default: return true;  // written by a later version
+    case kType:
+      return put_enum(event.type, value, Type::queue);
+    case kEventNumber:
+      return put(event.number, value);
+    case kTime:
+      return put(event.time_ms, value);
+    case kReceived:
+      return put(event.received_ms, value);
+    case kFirstAttempt:
+      return put(event.first_attempt_ms, value);
+    case kNextAttempt:
+      return put(event.next_attempt_ms, value);
+    case kSession:
+      return put(event.session, value);
+    case kSessionMessage:
+      return put(event.session_message, value);
+    case kStage:
+      return put_enum(event.stage, value, Stage::quit);
+    case kCode:
+      return put(event.code, value);
+    case kScope:
+      return put_enum(event.scope, value, Scope::provider);
+    case kAttempt:
+      return put(event.attempt, value);
+    case kSize:
+      return put(event.size, value);
+    case kRecipients:
+      return put(event.recipients, value);
+    case kReportSent:
+      event.report_sent = value == 1;
+      return value <= 1;
+    case kQueued:
+      return put(event.queued_ms, value);
+    case kConnect:
+      return put(event.connect_ms, value);
+    case kTransaction:
+      return put(event.transaction_ms, value);
+    case kTotal:
+      return put(event.total_ms, value);
+    default:
+      return true;  // written by a later version
   }
 }
 
@@ -131,28 +191,50 @@ bool put_text(Event& event, uint8_t field, std::string_view value) {
       std::memcpy(&event.spool_id.high, value.data(), 8);
       std::memcpy(&event.spool_id.low, value.data() + 8, 8);
       return true;
-    case kReversePath: return put(event.reverse_path, value);
-    case kRecipient: return put(event.recipient, value);
-    case kMessageId: return put(event.message_id, value);
-    case kEnvid: return put(event.envid, value);
-    case kOrcpt: return put(event.orcpt, value);
-    case kJob: return put(event.job, value);
-    case kTenant: return put(event.tenant, value);
-    case kPool: return put(event.pool, value);
-    case kQueue: return put(event.queue, value);
-    case kSite: return put(event.site, value);
-    case kProvider: return put(event.provider, value);
-    case kClient: return put(event.client, value);
-    case kAccount: return put(event.account, value);
-    case kSource: return put(event.source, value);
-    case kEhloName: return put(event.ehlo_name, value);
-    case kMx: return put(event.mx, value);
-    case kPeer: return put(event.peer, value);
-    case kReply: return put(event.reply, value);
-    case kEnhanced: return put(event.enhanced, value);
-    case kBounceClass: return put(event.bounce_class, value);
-    case kReason: return put(event.reason, value);
-    default: return true;
+    case kReversePath:
+      return put(event.reverse_path, value);
+    case kRecipient:
+      return put(event.recipient, value);
+    case kMessageId:
+      return put(event.message_id, value);
+    case kEnvid:
+      return put(event.envid, value);
+    case kOrcpt:
+      return put(event.orcpt, value);
+    case kJob:
+      return put(event.job, value);
+    case kTenant:
+      return put(event.tenant, value);
+    case kPool:
+      return put(event.pool, value);
+    case kQueue:
+      return put(event.queue, value);
+    case kSite:
+      return put(event.site, value);
+    case kProvider:
+      return put(event.provider, value);
+    case kClient:
+      return put(event.client, value);
+    case kAccount:
+      return put(event.account, value);
+    case kSource:
+      return put(event.source, value);
+    case kEhloName:
+      return put(event.ehlo_name, value);
+    case kMx:
+      return put(event.mx, value);
+    case kPeer:
+      return put(event.peer, value);
+    case kReply:
+      return put(event.reply, value);
+    case kEnhanced:
+      return put(event.enhanced, value);
+    case kBounceClass:
+      return put(event.bounce_class, value);
+    case kReason:
+      return put(event.reason, value);
+    default:
+      return true;
   }
 }
 
@@ -160,58 +242,89 @@ bool put_text(Event& event, uint8_t field, std::string_view value) {
 
 std::string_view to_string(Type type) {
   switch (type) {
-    case Type::received: return "received";
-    case Type::rejected: return "rejected";
-    case Type::delivered: return "delivered";
-    case Type::deferred: return "deferred";
-    case Type::bounced: return "bounced";
-    case Type::expired: return "expired";
-    case Type::suppressed: return "suppressed";
-    case Type::removed: return "removed";
-    case Type::held: return "held";
-    case Type::queue: return "queue";
+    case Type::received:
+      return "received";
+    case Type::rejected:
+      return "rejected";
+    case Type::delivered:
+      return "delivered";
+    case Type::deferred:
+      return "deferred";
+    case Type::bounced:
+      return "bounced";
+    case Type::expired:
+      return "expired";
+    case Type::suppressed:
+      return "suppressed";
+    case Type::removed:
+      return "removed";
+    case Type::held:
+      return "held";
+    case Type::queue:
+      return "queue";
   }
   UNREACHABLE();
 }
 
 std::string_view to_string(Scope scope) {
   switch (scope) {
-    case Scope::none: return "none";
-    case Scope::recipient: return "recipient";
-    case Scope::message: return "message";
-    case Scope::transaction: return "transaction";
-    case Scope::sender_domain: return "sender_domain";
-    case Scope::source: return "source";
-    case Scope::destination: return "destination";
-    case Scope::provider: return "provider";
+    case Scope::none:
+      return "none";
+    case Scope::recipient:
+      return "recipient";
+    case Scope::message:
+      return "message";
+    case Scope::transaction:
+      return "transaction";
+    case Scope::sender_domain:
+      return "sender_domain";
+    case Scope::source:
+      return "source";
+    case Scope::destination:
+      return "destination";
+    case Scope::provider:
+      return "provider";
   }
   UNREACHABLE();
 }
 
 std::string_view to_string(Stage stage) {
   switch (stage) {
-    case Stage::none: return "none";
-    case Stage::dns: return "dns";
-    case Stage::connect: return "connect";
-    case Stage::greeting: return "greeting";
-    case Stage::ehlo: return "ehlo";
-    case Stage::starttls: return "starttls";
-    case Stage::auth: return "auth";
-    case Stage::mail: return "mail";
-    case Stage::rcpt: return "rcpt";
-    case Stage::data: return "data";
-    case Stage::body: return "body";
-    case Stage::end_of_data: return "end_of_data";
-    case Stage::quit: return "quit";
+    case Stage::none:
+      return "none";
+    case Stage::dns:
+      return "dns";
+    case Stage::connect:
+      return "connect";
+    case Stage::greeting:
+      return "greeting";
+    case Stage::ehlo:
+      return "ehlo";
+    case Stage::starttls:
+      return "starttls";
+    case Stage::auth:
+      return "auth";
+    case Stage::mail:
+      return "mail";
+    case Stage::rcpt:
+      return "rcpt";
+    case Stage::data:
+      return "data";
+    case Stage::body:
+      return "body";
+    case Stage::end_of_data:
+      return "end_of_data";
+    case Stage::quit:
+      return "quit";
   }
   UNREACHABLE();
 }
 
 void encode(const Event& event, std::string& out) {
   const std::string_view texts[] = {
-      event.reverse_path, event.recipient, event.message_id, event.envid,  event.orcpt,
-      event.job,          event.tenant,    event.pool,       event.queue,  event.site,
-      event.provider,     event.client,    event.account,    event.source, event.ehlo_name,
+      event.reverse_path, event.recipient, event.message_id, event.envid,    event.orcpt,
+      event.job,          event.tenant,    event.pool,       event.queue,    event.site,
+      event.provider,     event.client,    event.account,    event.source,   event.ehlo_name,
       event.mx,           event.peer,      event.reply,      event.enhanced, event.bounce_class,
       event.reason};
   // Each number takes at most 11 octets, each text its own and 3, the id 18.
@@ -234,11 +347,10 @@ void encode(const Event& event, std::string& out) {
   writer.number(kReceived, event.received_ms);
   writer.number(kFirstAttempt, event.first_attempt_ms);
   writer.number(kNextAttempt, event.next_attempt_ms);
-  constexpr Field kTextFields[] = {kReversePath, kRecipient, kMessageId, kEnvid,    kOrcpt,
-                                   kJob,         kTenant,    kPool,      kQueue,    kSite,
-                                   kProvider,    kClient,    kAccount,   kSource,   kEhloName,
-                                   kMx,          kPeer,      kReply,     kEnhanced, kBounceClass,
-                                   kReason};
+  constexpr Field kTextFields[] = {
+      kReversePath, kRecipient, kMessageId, kEnvid,    kOrcpt,    kJob,         kTenant,
+      kPool,        kQueue,     kSite,      kProvider, kClient,   kAccount,     kSource,
+      kEhloName,    kMx,        kPeer,      kReply,    kEnhanced, kBounceClass, kReason};
   static_assert(std::size(kTextFields) == std::size(texts));
   for (size_t i = 0; i < std::size(texts); ++i) writer.text(kTextFields[i], texts[i]);
   writer.number(kSession, event.session);
@@ -281,8 +393,10 @@ Result<Event> decode(std::string_view bytes) {
         fits = put_text(event, field, value);
         break;
       }
-      case kRefuse: return fail("an event holds a field that this version of millrace must not ignore");
-      default: return fail("an event holds a field of an unknown kind");
+      case kRefuse:
+        return fail("an event holds a field that this version of millrace must not ignore");
+      default:
+        return fail("an event holds a field of an unknown kind");
     }
     if (!reader.good) return fail("an event is cut off");
     if (!fits) return fail("an event holds a value that its field cannot have");

@@ -5,11 +5,13 @@
 #include <charconv>
 #include <cstring>
 
+#include "base/short_copy.h"
+
 namespace millrace::events {
 namespace {
 
-// 0: stands as it is; 'u': as \u00xx; '8': begins a sequence of UTF-8 or is wrong; else the letter after
-// the backslash.
+// 0: stands as it is; 'u': as \u00xx; '8': begins a sequence of UTF-8 or is wrong; else the letter
+// after the backslash.
 constexpr std::array<char, 256> kEscapes = [] {
   std::array<char, 256> table{};
   for (int c = 0; c < 0x20; ++c) table[static_cast<size_t>(c)] = 'u';
@@ -23,6 +25,19 @@ constexpr std::array<char, 256> kEscapes = [] {
   return table;
 }();
 
+// Whether none of the 8 octets at `at` needs an escape. May say no for some that need none.
+bool plain_word(const unsigned char* at) {
+  uint64_t word;
+  std::memcpy(&word, at, 8);
+  constexpr uint64_t kOnes = 0x0101010101010101, kHighs = 0x8080808080808080;
+  // A high bit of (x - 1) & ~x marks an octet of x that is 0 (and perhaps its upper neighbours).
+  auto zeros = [](uint64_t x) { return (x - kOnes) & ~x; };
+  uint64_t control = (word - kOnes * 0x20) & ~word;
+  return ((word | (word + kOnes) | control | zeros(word ^ kOnes * '"') |
+           zeros(word ^ kOnes * '\\')) &
+          kHighs) == 0;
+}
+
 char* put_unicode(char* at, unsigned code) {
   constexpr char kHex[] = "0123456789abcdef";
   *at++ = '\\';
@@ -34,8 +49,8 @@ char* put_unicode(char* at, unsigned code) {
   return at;
 }
 
-// The length of the well-formed sequence at `at` (Unicode table 3-7), and its character; 0: there is
-// none.
+// The length of the well-formed sequence at `at` (Unicode table 3-7), and its character; 0: there
+// is none.
 size_t utf8_sequence(const unsigned char* at, const unsigned char* end, unsigned& code) {
   auto tail = [&](size_t i, unsigned least = 0x80, unsigned most = 0xbf) {
     return at + i < end && at[i] >= least && at[i] <= most;
@@ -68,12 +83,14 @@ bool disguises(unsigned code) {
 // Room for 6 octets an input octet must be there.
 char* put_escaped(char* at, std::string_view text) {
   const auto* in = reinterpret_cast<const unsigned char*>(text.data());
+  const auto* begin = in;
   const auto* end = in + text.size();
   while (in != end) {
     // Runs of plain octets are the rule.
     const auto* plain = in;
+    while (end - in >= 8 && plain_word(in)) in += 8;
     while (in != end && kEscapes[*in] == 0) ++in;
-    std::memcpy(at, plain, static_cast<size_t>(in - plain));
+    short_copy(at, text.data() + (plain - begin), static_cast<size_t>(in - plain));
     at += in - plain;
     if (in == end) break;
     char escape = kEscapes[*in];
@@ -113,7 +130,7 @@ struct Line {
   char* at;
 
   void raw(std::string_view text) {
-    std::memcpy(at, text.data(), text.size());
+    short_copy(at, text.data(), text.size());
     at += text.size();
   }
   // `key` holds quotes, colon and leading comma: ,"code":
@@ -185,17 +202,23 @@ void append_escaped(std::string& out, std::string_view text) {
 void append_json(const Event& event, std::string_view node, std::string& out) {
   size_t texts = node.size();
   for (const std::string* text :
-       {&event.reverse_path, &event.recipient, &event.message_id, &event.envid, &event.orcpt, &event.job,
-        &event.tenant, &event.pool, &event.queue, &event.site, &event.provider, &event.client,
-        &event.account, &event.source, &event.ehlo_name, &event.mx, &event.peer, &event.reply,
-        &event.enhanced, &event.bounce_class, &event.reason}) {
+       {&event.reverse_path, &event.recipient, &event.message_id, &event.envid,
+        &event.orcpt,        &event.job,       &event.tenant,     &event.pool,
+        &event.queue,        &event.site,      &event.provider,   &event.client,
+        &event.account,      &event.source,    &event.ehlo_name,  &event.mx,
+        &event.peer,         &event.reply,     &event.enhanced,   &event.bounce_class,
+        &event.reason}) {
     texts += text->size();
   }
   // Keys, quotes, numbers and times of all fields come to less than 1500 octets.
-  size_t start = out.size();
   size_t most = 1500 + 6 * texts;
-  out.resize(start + most);
-  Line line{out.data() + start};
+  // Mostly it fits into a buffer that nobody has to clear first.
+  char small[8192];
+  size_t start = out.size();
+  bool fits = most <= sizeof small;
+  if (!fits) out.resize(start + most);
+  char* begin = fits ? small : out.data() + start;
+  Line line{begin};
 
   char id[mail::SpoolId::kTextSize];
   event.spool_id.format(id);
@@ -254,9 +277,13 @@ void append_json(const Event& event, std::string_view node, std::string& out) {
   line.number(",\"total_ms\":", event.total_ms);
   line.raw("}\n");
 
-  size_t written = static_cast<size_t>(line.at - (out.data() + start));
+  size_t written = static_cast<size_t>(line.at - begin);
   ASSERT(written <= most);
-  out.resize(start + written);
+  if (fits) {
+    out.append(small, written);
+  } else {
+    out.resize(start + written);
+  }
 }
 
 }  // namespace millrace::events

@@ -1,7 +1,8 @@
-// An event as one line of JSON, by the schema of docs/events.md. Whatever a peer, a client or an operator
-// put into a field, the line is valid JSON in valid UTF-8 without a control character: RFC 8259 escapes for
-// control characters, and for every octet that is not part of well-formed UTF-8 the escape of the
-// character that has its number in ISO 8859-1 (peers that send such text mostly mean that).
+// An event as one line of JSON, by the schema of docs/events.md. Whatever a peer, a client or an
+// operator put into a field, the line is valid JSON in valid UTF-8 without a control character: RFC
+// 8259 escapes for control characters, and for every octet that is not part of well-formed UTF-8
+// the escape of the character that has its number in ISO 8859-1 (peers that send such text mostly
+// mean that).
 //
 // On the message path: no allocation beyond the growth of `out`.
 #pragma once

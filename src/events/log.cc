@@ -44,7 +44,8 @@ ShardEvents::ShardEvents(reactor::Io& io, reactor::Mailbox& mailbox, EventLog& l
 
 ShardEvents::~ShardEvents() {
   flush_.cancel();
-  ASSERT(bytes_waiting_ == 0);
+  // Where the process has stopped at once, the log still holds some.
+  for (auto& batch : batches_) batch->link.unlink();
 }
 
 void ShardEvents::emit(uint64_t sequence, const Event& event) {
@@ -107,21 +108,31 @@ void ShardEvents::on_question(reactor::Letter& letter) {
 
 // ---- the log's side
 
-EventLog::EventLog(reactor::Io& io, EventLogOptions options) : io_(io), options_(std::move(options)) {
+EventLog::EventLog(reactor::Io& io, EventLogOptions options)
+    : io_(io), options_(std::move(options)) {
   tick_.bind<&EventLog::on_tick>(this);
   rest_.bind<&EventLog::on_rest_over>(this);
 }
 
-EventLog::~EventLog() { ASSERT(state_ == State::closed); }
+EventLog::~EventLog() {
+  while (waiting_.pop_front()) {
+  }
+}
 
 std::string_view EventLog::to_string(State state) {
   switch (state) {
-    case State::closed: return "closed";
-    case State::idle: return "idle";
-    case State::mending: return "looking for a cut line";
-    case State::writing: return "writing";
-    case State::syncing: return "syncing";
-    case State::resting: return "waiting after an error";
+    case State::closed:
+      return "closed";
+    case State::idle:
+      return "idle";
+    case State::mending:
+      return "looking for a cut line";
+    case State::writing:
+      return "writing";
+    case State::syncing:
+      return "syncing";
+    case State::resting:
+      return "waiting after an error";
   }
   UNREACHABLE();
 }
@@ -158,11 +169,13 @@ Status EventLog::open_path() {
     created = true;
   }
   if (!file)
-    return fail(fmt::format("events file {}: {}", options_.path, file.error().text), file.error().number);
+    return fail(fmt::format("events file {}: {}", options_.path, file.error().text),
+                file.error().number);
   auto size = io_.file_size(*file);
   if (!size) {
     io_.close(*file);
-    return fail(fmt::format("events file {}: {}", options_.path, size.error().text), size.error().number);
+    return fail(fmt::format("events file {}: {}", options_.path, size.error().text),
+                size.error().number);
   }
   if (created) {
     if (Status status = io_.sync_directory(directory_of(options_.path)); !status) {
@@ -185,7 +198,7 @@ void EventLog::leave_file() {
   file_ = reactor::kNoHandle;
 }
 
-void EventLog::reopen() { 
+void EventLog::reopen() {
   if (state_ == State::closed) return;
   reopen_due_ = true;
   step();
@@ -202,7 +215,8 @@ void EventLog::close(std::function<void()> closed) {
 void EventLog::on_batch(reactor::Letter& letter) { take(static_cast<EventBatch&>(letter)); }
 
 void EventLog::take(EventBatch& batch) {
-  ASSERT(state_ != State::closed);
+  // Too late, at the end of the process: what has a record is replayed at the next start.
+  if (state_ == State::closed) return batch.shard->give_back(batch);
   highest_ = std::max(highest_, batch.sequence);
   ++batches_taken_;
   waiting_.push_back(batch);
@@ -224,7 +238,8 @@ void EventLog::step() {
     return;
   }
   // A line and its rest belong into one file, unless the file cannot be written.
-  if ((reopen_due_ || size_ >= options_.max_size) && (front_written_ == 0 || !last_error_.empty())) {
+  if ((reopen_due_ || size_ >= options_.max_size) &&
+      (front_written_ == 0 || !last_error_.empty())) {
     front_written_ = 0;
     if (unsynced_) return start_sync();
     if (reopen_due_) {
@@ -256,7 +271,8 @@ void EventLog::start_write() {
   size_t count = 0;
   if (line_cut_) parts_[count++] = {const_cast<char*>("\n"), 1};
   size_t skip = front_written_;
-  for (EventBatch* batch = waiting_.front(); batch && count < kMostParts; batch = waiting_.next(*batch)) {
+  for (EventBatch* batch = waiting_.front(); batch && count < kMostParts;
+       batch = waiting_.next(*batch)) {
     parts_[count++] = {batch->lines.data() + skip, batch->lines.size() - skip};
     skip = 0;
   }
@@ -269,9 +285,10 @@ void EventLog::on_written(reactor::Completion& completion) {
   enter(State::idle);
   if (completion.result <= 0) {
     int error = completion.result == 0 ? EIO : -completion.result;
-    return trouble(fmt::format("events file {}: writing: {}; events wait in memory and delivery will "
-                               "pause when they are many: free disk space or mend the disk",
-                               options_.path, strerror(error)));
+    return trouble(
+        fmt::format("events file {}: writing: {}; events wait in memory and delivery will "
+                    "pause when they are many: free disk space or mend the disk",
+                    options_.path, strerror(error)));
   }
   if (!last_error_.empty()) {
     log::info("events file {}: writing again", options_.path);
@@ -312,9 +329,10 @@ void EventLog::on_synced(reactor::Completion& completion) {
     unsynced_ = false;
     front_written_ = 0;
     ++stats_.errors;
-    last_error_ = fmt::format("events file {}: syncing: {}; the file is left as it is and a new one "
-                              "begun; restart the relay to have the events of the last seconds written again",
-                              options_.path, strerror(-completion.result));
+    last_error_ = fmt::format(
+        "events file {}: syncing: {}; the file is left as it is and a new one "
+        "begun; restart the relay to have the events of the last seconds written again",
+        options_.path, strerror(-completion.result));
     log::error("{}", last_error_);
     rotate();
     return step();
@@ -335,7 +353,8 @@ void EventLog::rotate() {
   auto taken = io_.list_directory(directory_of(options_.path));
   std::string base = name.substr(name.rfind('/') + 1);
   std::string suffix;
-  for (int i = 1; taken && std::find(taken->begin(), taken->end(), base + suffix) != taken->end(); ++i)
+  for (int i = 1; taken && std::find(taken->begin(), taken->end(), base + suffix) != taken->end();
+       ++i)
     suffix = fmt::format("-{}", i);
   leave_file();
   Status renamed = io_.rename_file(options_.path, name + suffix);

@@ -1,24 +1,30 @@
-// The accounting log: events as JSON lines in a file, in the order in which they arrive, synced about
-// once a second, never in delivery's way.
+// The accounting log: events as JSON lines in a file, in the order in which they arrive, synced
+// about once a second, never in delivery's way.
 //
-//   ShardEvents   one a shard: formats its shard's events, hands them over in batches (letters) at the end
+//   ShardEvents   one a shard: formats its shard's events, hands them over in batches (letters) at
+//   the end
 //                 of the turn, and knows how many of its bytes are not written yet
 //   EventLog      one a process, on one shard: owns the file
 //
 // Contract:
-//  - An event is added after the record that holds it is durable. When `on_emitted(sequence)` is called,
-//    every event of every record up to `sequence`, of every shard, is in the file and synced: the spool
-//    need not replay it. This relies on the spool: it answers records in the order of their sequence, and
-//    the shard emits the event from within that answer. (The log then asks every shard once, by a letter
-//    that follows those answers in its mailbox, whether it has handed over everything.)
-//  - Nothing is dropped: when the disk stalls or is full, batches wait in memory, the write is tried
+//  - An event is added after the record that holds it is durable. When `on_emitted(sequence)` is
+//  called,
+//    every event of every record up to `sequence`, of every shard, is in the file and synced: the
+//    spool need not replay it. This relies on the spool: it answers records in the order of their
+//    sequence, and the shard emits the event from within that answer. (The log then asks every
+//    shard once, by a letter that follows those answers in its mailbox, whether it has handed over
+//    everything.)
+//  - Nothing is dropped: when the disk stalls or is full, batches wait in memory, the write is
+//  tried
 //    again every second, and behind() tells the queue to hold new attempts.
-//  - After a crash some events may stand in the file twice, with the same id, and one line may be cut.
-//  - A failed sync is never trusted to be repaired by another: the file is left, a new one begun, the mark
+//  - After a crash some events may stand in the file twice, with the same id, and one line may be
+//  cut.
+//  - A failed sync is never trusted to be repaired by another: the file is left, a new one begun,
+//  the mark
 //    no longer advances, and a restart writes again what may be missing.
 //
-// Rotation: past `max_size` the file is renamed to NAME.20261121T083000Z. reopen() is for programs that
-// rename the file themselves. A file truncated from outside is noticed within a second.
+// Rotation: past `max_size` the file is renamed to NAME.20261121T083000Z. reopen() is for programs
+// that rename the file themselves. A file truncated from outside is noticed within a second.
 #pragma once
 
 #include <cstdint>
@@ -48,9 +54,9 @@ struct EventBatch : reactor::Letter {
 
 struct EventLogOptions {
   std::string path;
-  std::string node;                                // the hostname
-  uint64_t max_size = uint64_t{1} << 30;           // bytes, then rotated
-  uint64_t most_waiting = uint64_t{16} << 20;      // bytes a shard may have unwritten before behind()
+  std::string node;                            // the hostname
+  uint64_t max_size = uint64_t{1} << 30;       // bytes, then rotated
+  uint64_t most_waiting = uint64_t{16} << 20;  // bytes a shard may have unwritten before behind()
   int64_t sync_interval_ns = 1'000'000'000;
 };
 
@@ -61,7 +67,7 @@ struct EventLogStats {
 class EventLog {
  public:
   EventLog(reactor::Io& io, EventLogOptions options);
-  // REQUIRES: never opened, or closed.
+  // REQUIRES: never opened, or closed, or its Io has stopped for good.
   ~EventLog();
   EventLog(const EventLog&) = delete;
   EventLog& operator=(const EventLog&) = delete;
@@ -73,9 +79,9 @@ class EventLog {
   Status open();
   // Renames nothing: opens the path again, after what is under way. For SIGHUP.
   void reopen();
-  // Takes everything that the shards have emitted so far, writes and syncs it, closes the file, then
-  // calls `closed`. No shard may emit after it. When the disk refuses, it is given up: what has a record
-  // is replayed at the next start. REQUIRES: open.
+  // Takes everything that the shards have emitted so far, writes and syncs it, closes the file,
+  // then calls `closed`. What is emitted later is dropped. When the disk refuses, it is given up:
+  // what has a record is replayed at the next start. REQUIRES: open.
   void close(std::function<void()> closed);
 
   const EventLogOptions& options() const { return options_; }
@@ -88,10 +94,10 @@ class EventLog {
   enum class State : uint8_t {
     closed,
     idle,
-    mending,   // reading the last octet of a file that was there: it may be a line cut by a crash
+    mending,  // reading the last octet of a file that was there: it may be a line cut by a crash
     writing,
     syncing,
-    resting,   // after an error
+    resting,  // after an error
   };
   static std::string_view to_string(State state);
   void enter(State state);
@@ -134,27 +140,27 @@ class EventLog {
   reactor::Timer tick_, rest_;
   State state_ = State::closed;
   reactor::Handle file_ = reactor::kNoHandle;
-  uint64_t size_ = 0;               // of the file: where the next byte goes
+  uint64_t size_ = 0;  // of the file: where the next byte goes
   char last_octet_ = '\n';
-  bool mend_ = false;               // the file was there before: look at its last octet
-  bool line_cut_ = false;           // a '\n' goes first
+  bool mend_ = false;      // the file was there before: look at its last octet
+  bool line_cut_ = false;  // a '\n' goes first
   IntrusiveList<EventBatch, &EventBatch::link> waiting_;
-  size_t front_written_ = 0;        // bytes of the first waiting batch that are in the file
+  size_t front_written_ = 0;  // bytes of the first waiting batch that are in the file
   iovec parts_[kMostParts + 1];
   bool unsynced_ = false;
   bool sync_due_ = false;
   bool reopen_due_ = false;
-  bool mark_frozen_ = false;        // a sync has failed: what was written may be lost
+  bool mark_frozen_ = false;  // a sync has failed: what was written may be lost
 
   std::vector<std::unique_ptr<Port>> ports_;
-  uint64_t highest_ = 0;            // sequence that has arrived
-  uint64_t round_ = 0;              // sequence that the last round of questions is or was about
-  size_t answers_missing_ = 0;      // of the round under way
-  uint64_t complete_ = 0;           // up to this sequence every event has arrived here,
-  uint64_t complete_at_ = 0;        // within this many batches
+  uint64_t highest_ = 0;        // sequence that has arrived
+  uint64_t round_ = 0;          // sequence that the last round of questions is or was about
+  size_t answers_missing_ = 0;  // of the round under way
+  uint64_t complete_ = 0;       // up to this sequence every event has arrived here,
+  uint64_t complete_at_ = 0;    // within this many batches
   uint64_t batches_taken_ = 0, batches_written_ = 0;
-  uint64_t sync_covers_ = 0;        // the sequence that the sync under way will make safe
-  uint64_t emitted_ = 0;            // the sequence reported by on_emitted
+  uint64_t sync_covers_ = 0;  // the sequence that the sync under way will make safe
+  uint64_t emitted_ = 0;      // the sequence reported by on_emitted
   enum class Closing : uint8_t { no, asked, last_round, flushing };
   Closing closing_ = Closing::no;
   std::function<void()> closed_;
@@ -165,8 +171,10 @@ class EventLog {
 class ShardEvents final : public Sink {
  public:
   // `mailbox` is this shard's, `log_mailbox` that of the log's shard. Made before any shard runs;
-  // destroyed after the log is closed.
-  ShardEvents(reactor::Io& io, reactor::Mailbox& mailbox, EventLog& log, reactor::Mailbox& log_mailbox);
+  // destroyed once the log is closed and the mailboxes are drained, or when the shards have
+  // stopped.
+  ShardEvents(reactor::Io& io, reactor::Mailbox& mailbox, EventLog& log,
+              reactor::Mailbox& log_mailbox);
   ~ShardEvents();
 
   void emit(uint64_t sequence, const Event& event) override;
@@ -177,7 +185,7 @@ class ShardEvents final : public Sink {
  private:
   friend class EventLog;
   void flush();
-  void give_back(EventBatch& batch);         // called on the log's shard
+  void give_back(EventBatch& batch);  // called on the log's shard
   void on_return(reactor::Letter& letter);
   void on_question(reactor::Letter& letter);
 

@@ -99,10 +99,12 @@ TEST(Encoding, LargestValuesFit) {
   event.code = UINT16_MAX;
   event.time_ms = event.received_ms = event.first_attempt_ms = event.next_attempt_ms = INT64_MAX;
   for (std::string* text :
-       {&event.reverse_path, &event.recipient, &event.message_id, &event.envid, &event.orcpt, &event.job,
-        &event.tenant, &event.pool, &event.queue, &event.site, &event.provider, &event.client,
-        &event.account, &event.source, &event.ehlo_name, &event.mx, &event.peer, &event.reply,
-        &event.enhanced, &event.bounce_class, &event.reason}) {
+       {&event.reverse_path, &event.recipient, &event.message_id, &event.envid,
+        &event.orcpt,        &event.job,       &event.tenant,     &event.pool,
+        &event.queue,        &event.site,      &event.provider,   &event.client,
+        &event.account,      &event.source,    &event.ehlo_name,  &event.mx,
+        &event.peer,         &event.reply,     &event.enhanced,   &event.bounce_class,
+        &event.reason}) {
     *text = std::string(1024, '\x01');
   }
   auto back = decode(encoded(event));
@@ -144,9 +146,10 @@ TEST(Decoding, RandomDamageNeverReadsPastTheEnd) {
 
 TEST(Decoding, UnknownFieldsArePassedOver) {
   std::string bytes = encoded(full_event());
-  bytes += "\x3e\x85\x01"s;   // field 62, a varint
-  bytes += "\x7f\x03"
-                       "abc"s;            // field 63, a text
+  bytes += "\x3e\x85\x01"s;  // field 62, a varint
+  bytes +=
+      "\x7f\x03"
+      "abc"s;  // field 63, a text
   auto event = decode(bytes);
   ASSERT_TRUE(event.ok()) << event.error().text;
   EXPECT_EQ(json(*event), json(full_event()));
@@ -163,8 +166,7 @@ TEST(Decoding, OtherVersionsAndImpossibleValuesAreErrors) {
   EXPECT_FALSE(decode("\x01\x01\x63"s).ok()) << "type 99";
   EXPECT_FALSE(decode("\x01\x03\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f"s).ok())
       << "a varint of more than 64 bits";
-  EXPECT_FALSE(decode("\x01\x03\xff\xff\xff\xff\xff\x01"s).ok())
-      << "a number of more than 32 bits";
+  EXPECT_FALSE(decode("\x01\x03\xff\xff\xff\xff\xff\x01"s).ok()) << "a number of more than 32 bits";
 }
 
 TEST(Json, NamesAndValuesOfTheSchema) {
@@ -256,7 +258,8 @@ TEST(Json, WellFormedUtf8StaysAndTheRestIsEscaped) {
     append_escaped(out, text);
     return out;
   };
-  EXPECT_EQ(escaped("b\xc3\xbc\x63her \xe2\x82\xac \xf0\x9f\x93\xac"), "b\xc3\xbc\x63her \xe2\x82\xac \xf0\x9f\x93\xac");
+  EXPECT_EQ(escaped("b\xc3\xbc\x63her \xe2\x82\xac \xf0\x9f\x93\xac"),
+            "b\xc3\xbc\x63her \xe2\x82\xac \xf0\x9f\x93\xac");
   EXPECT_EQ(escaped("caf\xe9"), "caf\\u00e9");
   EXPECT_EQ(escaped("\xc0\xaf"), "\\u00c0\\u00af") << "overlong";
   EXPECT_EQ(escaped("\xed\xa0\x80"), "\\u00ed\\u00a0\\u0080") << "surrogate";
