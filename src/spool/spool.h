@@ -26,6 +26,8 @@
 
 namespace millrace::spool {
 
+class Front;  // a shard's Spool, as the log's writer knows it (front.h)
+
 // Where a message's record lies. Changes when its segment is compacted (see Spool::on_moved).
 struct Location {
   uint32_t segment = 0;  // generation-unique number of the segment; 0: nowhere (durability=memory)
@@ -38,7 +40,8 @@ struct Location {
 struct Piece {
   const char* data = nullptr;
   uint32_t size = 0;
-  const reactor::Buffer* buffer = nullptr;  // tells how far the aligned range may reach
+  // Tells how far the aligned range may reach. Null: ordinary memory, which the writer copies.
+  const reactor::Buffer* buffer = nullptr;
 };
 
 struct Append : reactor::Letter {
@@ -47,6 +50,7 @@ struct Append : reactor::Letter {
   std::vector<Piece> pieces;     // the raw body, in order
   uint32_t body_crc = 0;         // CRC32C over the pieces
   std::string_view event;        // events::encode of the `received` event, may be empty
+  uint32_t recipients = 1;       // outcomes to keep room for until the final note
   // The answer. On failure the message is not accepted; it has been voided on disk where any byte of it
   // may have reached it, or, if even that failed, `close_silently` is set: send no reply, close.
   Location location;
@@ -55,6 +59,7 @@ struct Append : reactor::Letter {
   bool close_silently = false;
   void* owner = nullptr;
   void (*done)(void* owner, Append& append) = nullptr;
+  Front* front = nullptr;        // the spool's own
 };
 
 struct Note : reactor::Letter {
@@ -66,9 +71,12 @@ struct Note : reactor::Letter {
   std::string state;
   std::string event;             // events::encode; replayed at recovery if not known to be emitted
   uint64_t sequence = 0;
-  Status status = success();     // a failure is answered only when the log cannot be written at all
+  // A failure is answered only when the note can never be written (it is too large, or the log was
+  // closed): while the disk fails, notes wait for it unanswered, and Stats::oldest_unsynced_ns tells.
+  Status status = success();
   void* owner = nullptr;
   void (*done)(void* owner, Note& note) = nullptr;
+  Front* front = nullptr;        // the spool's own
 };
 
 struct Read {
@@ -79,9 +87,12 @@ struct Read {
   std::string_view metadata;
   std::vector<std::string_view> pieces;
   std::vector<reactor::BufferRef> buffers;
-  Status status = success();     // damage is named: segment, offset, what did not match
+  // Damage is named: segment, offset, what did not match (number EBADMSG). ESTALE: the message has moved
+  // since (only a shard that is not its home can see that): ask the home where it is now.
+  Status status = success();
   void* owner = nullptr;
   void (*done)(void* owner, Read& read) = nullptr;
+  const char* record = nullptr;  // the spool's own
 };
 
 // One live message found at start.
@@ -95,6 +106,7 @@ struct Recovered {
 
 struct RecoveryHandler {
   virtual ~RecoveryHandler() = default;
+  // In no particular order. All messages come first, then the events, then the state.
   virtual void on_message(const Recovered& message) = 0;
   // Events whose records are newer than the emitted mark, in the order of their sequence.
   virtual void on_event(uint64_t sequence, std::string_view event) = 0;
@@ -107,6 +119,8 @@ struct RecoverySummary {
   std::vector<std::string> remarks;  // what was set aside, and where
 };
 
+// A shard's own counts; what concerns the log as a whole is counted on the log's shard only, so the sum
+// over the shards is the truth.
 struct Stats {
   uint64_t messages = 0, batches = 0, syncs = 0;
   uint64_t bytes_body = 0;          // body bytes accepted
@@ -117,7 +131,8 @@ struct Stats {
   int64_t oldest_unsynced_ns = 0;   // monotonic time of the oldest of them, 0: none
 };
 
-// The process's spool directory: opened, locked, recovered once; then split into one Spool a shard.
+// The process's spool directory: opened, locked, recovered once; then split into one Spool a shard
+// (directory.h).
 class Directory;
 
 class Spool {
@@ -126,14 +141,17 @@ class Spool {
   virtual void append(Append& append) = 0;
   virtual void note(Note& note) = 0;
   virtual void read(Read& read) = 0;
-  // Room for `recipients` outcomes is reserved here before a 250, and given back by final notes. False:
-  // the disk is too full to accept (452 4.3.1).
+  // Is there room for one more message with `recipients` outcomes? False: the disk is too full to accept
+  // (452 4.3.1). The room itself is taken by the append (Append::recipients) and given back by the final
+  // note, so an answer that is not used costs nothing.
   virtual bool reserve(uint32_t recipients) = 0;
   // Durable pairs; `done` when durable. An empty value removes the key.
   virtual void put_state(std::string key, std::string value, std::function<void(Status)> done) = 0;
-  // Every event up to `sequence` is in the events file, synced: it need not be replayed.
+  // Every event up to `sequence`, of every shard, is in the events file, synced: it need not be replayed.
+  // Segments with events beyond it are kept (unless no events file is configured).
   virtual void events_emitted(uint64_t sequence) = 0;
-  // Called when compaction has moved a message of this shard. Set by the queue.
+  // Called when compaction has moved a message of this shard. Set by the queue. For messages found at
+  // start every shard is asked until they are first noted: an unknown id is to be ignored.
   std::function<void(const mail::SpoolId& id, Location from, Location to)> on_moved;
   // Called when intake must stop (nothing can be written) or may go on. Set by the relay.
   std::function<void(bool writable, const std::string& why)> on_writable;
