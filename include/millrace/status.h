@@ -33,6 +33,8 @@ struct RelayStatus {
   uint64_t body_bytes_copied = 0;
   uint64_t bodies_read_back = 0; // from the spool, after they had left memory
   uint64_t memory_buffers = 0;   // bytes of receive buffers in use
+
+  RelayStatus& operator+=(const RelayStatus& part);
 };
 
 }  // namespace millrace

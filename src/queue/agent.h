@@ -67,7 +67,11 @@ struct Attempt : reactor::Letter {
   Item* item = nullptr;
   unsigned home_shard = 0;
   int64_t taken_at = 0;                  // monotonic
-  Link link;
+  // Lent to another shard, which has connections to the site where the home has no share of them.
+  std::shared_ptr<const dns::Route> route;
+  unsigned source = 0;
+  int64_t held_until = 0;                // given back because of a hold until then (monotonic)
+  Link link;                             // on the borrower's list until a lane takes it
 };
 
 // Why a connection failed or ended; one event each, not one per waiting message.

@@ -101,6 +101,11 @@ struct LaneGroup {
   IntrusiveList<Lane, &Lane::idle_link> idle;                  // most recently used first
   IntrusiveList<Destination, &Destination::ready_link> ready;  // served in turn
   bool tried = false;                // a connection failed since start
+  // Several shards, fewer connections: a shard without a share lends its attempts to one that has.
+  uint32_t lent = 0;
+  uint32_t borrowed_count = 0;
+  IntrusiveList<Attempt, &Attempt::link> borrowed;
+  bool borrowed_turn = false;        // own and borrowed attempts take turns
 };
 
 struct Site {

@@ -115,6 +115,7 @@ events::Event& Scheduler::add_event(Outcome& outcome, events::Type type, uint32_
 }
 
 void Scheduler::finished(Attempt& attempt) {
+  if (attempt.home_shard != context_.shard) return return_borrowed(attempt);
   Item& item = *attempt.item;
   MessageRef message = item.message;
   Destination& destination = *item.queue->destination;
@@ -225,7 +226,10 @@ void Scheduler::finished(Attempt& attempt) {
   const RecipientResult& told = attempt.results[(ended.empty() ? deferred : ended).front()];
   if (told.action == Action::delivered) {
     group.hold.clear();
-    if (group.window < connection_limit(site)) group.window += 1 / group.window;
+    if (group.window < connection_limit(site)) {
+      group.window += 1 / group.window;
+      pump(site, destination.source);
+    }
     destination.last_reply.text.clear();
   } else {
     destination.last_reply = {told.reply, told.code, wall_ms};

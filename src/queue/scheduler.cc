@@ -21,6 +21,8 @@ constexpr uint32_t kMaxLoads = 512;  // over all destinations
 constexpr int64_t kOutcomesBehind = 100 * kMillisecond;
 // How long intake is slowed at the most for one transaction before it goes on with its body on disk only.
 constexpr int64_t kAdmissionDelay = 1 * kSecond;
+// Attempts of a site that are lent to another shard at once: a few for each of its connections.
+constexpr uint32_t kLent = 16;
 constexpr uint32_t kDrainFatal = 64;  // items ended in one go
 
 }  // namespace
@@ -87,6 +89,8 @@ Scheduler::~Scheduler() {
     for (LaneGroup& group : site->groups) {
       while (group.idle.pop_front()) {
       }
+      while (group.borrowed.pop_front()) {
+      }
     }
   }
   context_.spool.on_moved = nullptr;
@@ -111,6 +115,7 @@ void Scheduler::stop(std::function<void()> done) {
   for (auto& [name, site] : sites_) {
     for (LaneGroup& group : site->groups) {
       while (Lane* lane = group.idle.pop_front()) lane->retire();
+      return_all_borrowed(group);
     }
   }
   report_stopped();
@@ -126,7 +131,7 @@ void Scheduler::report_stopped() {
 void Scheduler::adopt(config::Snapshot config) {
   context_.config = std::move(config);
   for (auto& [name, rate] : domain_rates_) {
-    rate->limiter = shaping::RateLimiter(this->config().destination_rate);
+    rate->limiter = limiter_of(this->config().destination_rate);
   }
   for (auto& [name, site] : sites_) {
     site->connect_rate = connect_rate_of(*site);
@@ -262,7 +267,7 @@ Destination& Scheduler::destination_of(std::string_view domain, std::string_view
   destination->scheduler = this;
   if (config().destination_rate.limited()) {
     auto& rate = domain_rates_[destination->domain];
-    if (!rate) rate = std::make_unique<DomainRate>(DomainRate{shaping::RateLimiter(config().destination_rate)});
+    if (!rate) rate = std::make_unique<DomainRate>(DomainRate{limiter_of(config().destination_rate)});
     destination->rate = rate.get();
   }
   destination->timer.owner = destination.get();
@@ -548,18 +553,27 @@ double Scheduler::first_window(const Site& site) const {
 
 shaping::RateLimiter Scheduler::connect_rate_of(const Site& site) const {
   if (site.explicit_hop && !config().connect_rate_given) return {};
-  return shaping::RateLimiter(config().connect_rate);
+  return limiter_of(config().connect_rate);
+}
+
+shaping::RateLimiter Scheduler::limiter_of(config::Rate rate) const {
+  rate.count /= context_.shards;
+  return shaping::RateLimiter(rate);
 }
 
 // Wakes idle lanes and opens new ones for the mail that may go.
 void Scheduler::pump(Site& site, unsigned source) {
   LaneGroup& group = site.groups[source];
-  if (gated_ || stopping_ || group.ready.empty() || group.hold.active(now())) {
+  if (gated_ || stopping_ || (group.ready.empty() && group.borrowed.empty()) || group.hold.active(now())) {
     if (group.hold.active(now()) && !site.timer.armed()) context_.io.timers().arm(site.timer, group.hold.until());
     return;
   }
-  uint32_t work = 0;
-  for (Destination* at = group.ready.front(); at && work < 1000; at = group.ready.next(*at)) work += at->ready;
+  if (connection_limit(site) == 0) return lend(site, source);
+  uint32_t limit = std::clamp(static_cast<uint32_t>(group.window), 1u, connection_limit(site));
+  if (group.hold.failures() > 0) limit = std::min(limit, 1u);  // one probe until it works again
+  // More work than lanes need not be counted.
+  uint32_t work = group.borrowed_count;
+  for (Destination* at = group.ready.front(); at && work <= limit; at = group.ready.next(*at)) work += at->ready;
   uint32_t coming = group.connecting;
   while (coming < work) {
     Lane* lane = group.idle.pop_front();
@@ -567,9 +581,6 @@ void Scheduler::pump(Site& site, unsigned source) {
     ++coming;
     lane->wake();
   }
-  uint32_t limit = std::min(connection_limit(site), static_cast<uint32_t>(group.window));
-  if (limit == 0) limit = std::min(connection_limit(site), 1u);
-  if (group.hold.failures() > 0) limit = std::min(limit, 1u);  // one probe until it works again
   uint32_t share = config().total_connections / context_.shards;
   while (coming < work && group.open < limit && lanes_open_ < share) {
     if (!site.connect_rate.allowed(now())) {
@@ -742,9 +753,21 @@ Attempt* Scheduler::take(Lane& lane) {
     gated_ = true;
     context_.io.timers().arm(gate_timer_, now() + 20 * kMillisecond);
   }
-  while (!gated_) {
-    Destination* destination = group.ready.front();
-    if (!destination) break;
+  if (!gated_) {
+    if (Attempt* attempt = next_attempt(site, group)) return attempt;
+  }
+  if (!lane.idle_link.linked() && !lane.connecting) group.idle.push_front(lane);
+  return nullptr;
+}
+
+// The next transaction of the group, own or borrowed, or nullptr.
+Attempt* Scheduler::next_attempt(Site& site, LaneGroup& group) {
+  group.borrowed_turn = !group.borrowed_turn;
+  if (!group.borrowed.empty() && (group.borrowed_turn || group.ready.empty())) {
+    --group.borrowed_count;
+    return group.borrowed.pop_front();
+  }
+  while (Destination* destination = group.ready.front()) {
     destination->ready_link.unlink();
     if (destination->rate && !destination->rate->limiter.allowed(now())) {
       if (!destination->timer.armed()) {
@@ -760,8 +783,64 @@ Attempt* Scheduler::take(Lane& lane) {
     if (!destination->active.empty() || !destination->loaded.empty()) group.ready.push_back(*destination);
     return attempt;
   }
-  if (!lane.idle_link.linked() && !lane.connecting) group.idle.push_front(lane);
-  return nullptr;
+  if (group.borrowed.empty()) return nullptr;
+  --group.borrowed_count;
+  return group.borrowed.pop_front();
+}
+
+// This shard has no share of the site's connections: a shard that has one serves its attempts. A few at
+// a time: each that comes back makes room for the next.
+void Scheduler::lend(Site& site, unsigned source) {
+  LaneGroup& group = site.groups[source];
+  while (group.lent < kLent) {
+    Attempt* attempt = next_attempt(site, group);
+    if (!attempt) return;
+    ++group.lent;
+    attempt->route = site.route;
+    attempt->source = source;
+    attempt->held_until = 0;
+    const Peer& peer = peers_[context_.shard % config().destination_connections];
+    attempt->address<&Scheduler::on_borrowed>(peer.scheduler);
+    peer.mailbox->push(*attempt);
+  }
+}
+
+void Scheduler::on_borrowed(reactor::Letter& letter) {
+  auto& attempt = static_cast<Attempt&>(letter);
+  Site& site = site_of(attempt.route);
+  LaneGroup& group = site.groups[attempt.source];
+  group.borrowed.push_back(attempt);
+  ++group.borrowed_count;
+  if (stopping_ || group.hold.active(now())) return return_all_borrowed(group);
+  pump(site, attempt.source);
+}
+
+void Scheduler::return_all_borrowed(LaneGroup& group) {
+  while (Attempt* attempt = group.borrowed.pop_front()) {
+    --group.borrowed_count;
+    attempt->held_until = group.hold.until();
+    return_borrowed(*attempt);
+  }
+}
+
+void Scheduler::return_borrowed(Attempt& attempt) {
+  const Peer& home = peers_[attempt.home_shard];
+  attempt.address<&Scheduler::on_returned>(home.scheduler);
+  home.mailbox->push(attempt);
+}
+
+void Scheduler::on_returned(reactor::Letter& letter) {
+  auto& attempt = static_cast<Attempt&>(letter);
+  Site& site = *attempt.item->queue->destination->site;
+  LaneGroup& group = site.groups[attempt.source];
+  --group.lent;
+  if (attempt.held_until > now()) {
+    group.hold.fail(now(), attempt.taken_at, {}, (attempt.held_until - now()) / kMillisecond + 1, "held on the shard that has its connections");
+  }
+  unsigned source = attempt.source;
+  attempt.route.reset();
+  finished(attempt);
+  pump(site, source);
 }
 
 Attempt* Scheduler::make_attempt(Item& item, const Site& site) {
@@ -859,6 +938,7 @@ void Scheduler::hold_site(Site& site, unsigned source, const LaneEnd& end, int64
     at->last_reply = {why, end.code, context_.io.wall_ms()};
   }
   while (Lane* lane = group.idle.pop_front()) lane->retire();
+  return_all_borrowed(group);
   if (!site.timer.armed()) context_.io.timers().arm(site.timer, group.hold.until());
 }
 
@@ -883,6 +963,26 @@ void Scheduler::queue_event(Site& site, const LaneEnd& end, unsigned source) {
   context_.events.emit(0, event);
 }
 
+Site& Scheduler::site_of(const std::shared_ptr<const dns::Route>& route) {
+  auto& site = sites_[route->site];
+  if (!site) {
+    site = std::make_unique<Site>();
+    site->key = route->site;
+    site->explicit_hop = route->explicit_hop;
+    site->scheduler = this;
+    site->connect_rate = connect_rate_of(*site);
+    size_t groups = std::max<size_t>(1, config().sources.size());
+    for (size_t i = 0; i < groups; ++i) site->groups.emplace_back().window = first_window(*site);
+    site->timer.owner = site.get();
+    site->timer.call = [](void* self) {
+      auto* it = static_cast<Site*>(self);
+      it->scheduler->on_site_timer(*it);
+    };
+  }
+  site->route = route;
+  return *site;
+}
+
 void Scheduler::on_route(Destination& destination, std::shared_ptr<const dns::Route> route) {
   destination.resolving = false;
   if (stopping_) return;
@@ -893,25 +993,10 @@ void Scheduler::on_route(Destination& destination, std::shared_ptr<const dns::Ro
       destination.missing_since_ms = 0;
       destination.route = route;
       destination.route_until = std::max(route->valid_until_ns, now() + kSecond);
-      auto& site = sites_[route->site];
-      if (!site) {
-        site = std::make_unique<Site>();
-        site->key = route->site;
-        site->explicit_hop = route->explicit_hop;
-        site->scheduler = this;
-        site->connect_rate = connect_rate_of(*site);
-        size_t groups = std::max<size_t>(1, config().sources.size());
-        for (size_t i = 0; i < groups; ++i) site->groups.emplace_back().window = first_window(*site);
-        site->timer.owner = site.get();
-        site->timer.call = [](void* self) {
-          auto* it = static_cast<Site*>(self);
-          it->scheduler->on_site_timer(*it);
-        };
-      }
-      site->route = route;
-      if (destination.site != site.get()) {
+      Site& site = site_of(route);
+      if (destination.site != &site) {
         destination.ready_link.unlink();
-        destination.site = site.get();
+        destination.site = &site;
       }
       break;
     }

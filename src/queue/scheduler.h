@@ -24,6 +24,7 @@
 #include "queue/reporter.h"
 #include "queue/state.h"
 #include "reactor/io.h"
+#include "reactor/mailbox.h"
 #include "spool/spool.h"
 
 namespace millrace::queue {
@@ -100,6 +101,12 @@ class Scheduler final : public Dispatcher, public Intake {
   explicit Scheduler(Context context);
   ~Scheduler() override;
 
+  // The schedulers of all shards and their mailboxes, by number. Before start(), when there are several.
+  struct Peer {
+    Scheduler* scheduler = nullptr;
+    reactor::Mailbox* mailbox = nullptr;
+  };
+  void set_peers(std::vector<Peer> peers) { peers_ = std::move(peers); }
   // After recovery: attempts may start.
   void start();
   // No new attempt starts; lanes retire; `done` once no attempt is out and every outcome is recorded.
@@ -186,7 +193,15 @@ class Scheduler final : public Dispatcher, public Intake {
   void drain_fatal(Destination& destination);
   void load(Item& item);
   void on_loaded(Loading& loading);
+  Site& site_of(const std::shared_ptr<const dns::Route>& route);
+  Attempt* next_attempt(Site& site, LaneGroup& group);
   Attempt* make_attempt(Item& item, const Site& site);
+  // Between shards: see LaneGroup::borrowed.
+  void lend(Site& site, unsigned source);
+  void on_borrowed(reactor::Letter& letter);
+  void on_returned(reactor::Letter& letter);
+  void return_borrowed(Attempt& attempt);
+  void return_all_borrowed(LaneGroup& group);
   void release_attempt(Attempt& attempt);
   void on_site_timer(Site& site);
   void load_again(Item& item);
@@ -195,6 +210,8 @@ class Scheduler final : public Dispatcher, public Intake {
   void report_stopped();
   void set_fatal(Destination& destination, const dns::Route& route);
   double first_window(const Site& site) const;
+  // This shard's part of a rate: the parts of all shards add up to it.
+  shaping::RateLimiter limiter_of(config::Rate rate) const;
   shaping::RateLimiter connect_rate_of(const Site& site) const;
   void hold_site(Site& site, unsigned source, const LaneEnd& end, int64_t begun);
   void evict_ready(Destination& destination);
@@ -235,6 +252,7 @@ class Scheduler final : public Dispatcher, public Intake {
   void each_item(Visit visit) const;
 
   Context context_;
+  std::vector<Peer> peers_;
   Prng prng_;
   bool started_ = false;
   bool stopping_ = false;

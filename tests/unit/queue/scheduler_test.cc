@@ -109,6 +109,7 @@ TEST_F(SchedulerTest, ADeliveredMessageEndsOnceItsNoteIsDurable) {
 
 TEST_F(SchedulerTest, NoNewAttemptWhileOutcomesAreUnsyncedForLong) {
   start();
+  run();
   spool_->stalled = true;
   enqueue({"a@example.com"});
   run();
@@ -255,7 +256,9 @@ TEST_F(SchedulerTest, AFailedConnectionHoldsTheSiteAndCountsNoAttempt) {
   run(20);
   EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
   for (const auto& event : sink_.seen) {
-    if (event.type == events::Type::delivered) EXPECT_EQ(event.attempt, 1u);
+    if (event.type == events::Type::delivered) {
+      EXPECT_EQ(event.attempt, 1u);
+    }
   }
 }
 

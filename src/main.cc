@@ -1,0 +1,125 @@
+// millrace: arguments, signals, and a Relay. Exit codes: 0 stopped as told, 1 could not run, 2 bad usage.
+#include <pthread.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/log.h"
+#include "config/parse.h"
+#include "millrace/relay.h"
+#include "millrace/version.h"
+#include "relay/privileges.h"
+
+namespace {
+
+using namespace millrace;
+
+// As many descriptors as the system lets us have: each connection is one.
+void raise_descriptor_limit(const config::Config& config) {
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  rlim_t wanted = std::max<rlim_t>(limit.rlim_max, config.max_connections + config.total_connections + 1000);
+  rlimit raised{wanted, wanted};
+  if (setrlimit(RLIMIT_NOFILE, &raised) != 0) {
+    raised = {limit.rlim_max, limit.rlim_max};
+    (void)setrlimit(RLIMIT_NOFILE, &raised);
+  }
+  getrlimit(RLIMIT_NOFILE, &limit);
+  uint64_t needed = uint64_t{config.max_connections} + config.total_connections + 1000;
+  log::info("descriptors: {}, of which {} for inbound and {} for outbound connections", limit.rlim_cur,
+            config.max_connections, config.total_connections);
+  if (limit.rlim_cur < needed) {
+    log::warning("{} descriptors are too few for --max-connections and --total-connections ({} needed): raise "
+                 "LimitNOFILE= or ulimit -n, or lower the two",
+                 limit.rlim_cur, needed);
+  }
+}
+
+log::Level level_of(const std::string& name) {
+  if (name == "debug") return log::Level::debug;
+  if (name == "warning") return log::Level::warning;
+  if (name == "error") return log::Level::error;
+  return log::Level::info;
+}
+
+int run(const config::Invocation& invocation, const std::vector<std::string>& arguments) {
+  const config::Config& config = *invocation.config;
+  log::set_level(level_of(config.log_level));
+  raise_descriptor_limit(config);
+  if (!config.user.empty()) {
+    Status status = relay::become_user(config);
+    if (!status.ok()) {
+      std::fprintf(stderr, "millrace: %s\n", status.error().text.c_str());
+      return 1;
+    }
+  }
+
+  // Every thread inherits the mask: signals come to sigwait() below and nowhere else.
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (int number : {SIGTERM, SIGINT, SIGHUP, SIGUSR2}) sigaddset(&signals, number);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+
+  Relay relay;
+  Problem problem = relay.configure(arguments);
+  if (!problem) problem = relay.start();
+  if (problem) {
+    std::fprintf(stderr, "millrace: %s\n", problem.text.c_str());
+    return 1;
+  }
+  for (unsigned n = 0; n < config.listen.size(); ++n) log::info("listening on {}", relay.listen_address(n));
+  log::info("millrace {} is ready: {} shard(s), durability={}", version(), config.shards,
+            config.durability == config::Durability::disk ? "disk" : "memory");
+
+  std::thread stopper;
+  pthread_t self = pthread_self();
+  while (true) {
+    int number = 0;
+    sigwait(&signals, &number);
+    if (number == SIGUSR2) break;  // the stopper has finished
+    if (number == SIGHUP) {
+      Problem wrong = relay.reload();
+      if (wrong) {
+        log::error("reload: {}; the old configuration stays", wrong.text);
+      } else {
+        log::info("configuration reloaded");
+      }
+      continue;
+    }
+    if (stopper.joinable()) {
+      log::info("stopping at once");
+      relay.stop_now();
+      continue;
+    }
+    log::info("stopping: no new connections; transactions under way have {} s", config.drain_timeout_ms / 1000);
+    stopper = std::thread([&relay, self] {
+      relay.stop();
+      pthread_kill(self, SIGUSR2);
+    });
+  }
+  stopper.join();
+  log::info("stopped; what is queued stays in the spool");
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::vector<std::string> arguments(argv + 1, argv + argc);
+  Result<config::Invocation> invocation = config::parse(argc, argv);
+  if (!invocation.ok()) {
+    std::fprintf(stderr, "millrace: %s\n", invocation.error().text.c_str());
+    return 2;
+  }
+  if (invocation->action != config::Invocation::Action::run) {
+    std::fputs(invocation->output.c_str(), stdout);
+    return 0;
+  }
+  return run(*invocation, arguments);
+}

@@ -1,0 +1,234 @@
+#include "relay/control.h"
+
+#include <algorithm>
+#include <memory>
+
+#include "base/log.h"
+#include "relay/call.h"
+
+namespace millrace::relay {
+
+std::string Control::key(uint64_t number, queue::Command command) {
+  return std::string(queue::to_string(command)) + "/" + std::to_string(number);
+}
+
+void Control::on_state(std::string_view key, std::string_view value) {
+  size_t slash = key.find('/');
+  if (slash == key.npos) return;
+  std::string_view word = key.substr(0, slash);
+  Rule rule;
+  if (word == queue::to_string(queue::Command::pause)) {
+    rule.command = queue::Command::pause;
+  } else if (word == queue::to_string(queue::Command::remove)) {
+    rule.command = queue::Command::remove;
+  } else if (word == queue::to_string(queue::Command::bounce)) {
+    rule.command = queue::Command::bounce;
+  } else {
+    return;
+  }
+  uint64_t number = std::strtoull(std::string(key.substr(slash + 1)).c_str(), nullptr, 10);
+  Result<queue::Filter> filter = queue::decode_filter(value);
+  next_ = std::max(next_, number + 1);
+  if (!filter.ok()) {
+    log::error("operator's action {}: {}; it is not carried out", key, filter.error().text);
+    return;
+  }
+  rule.filter = std::move(*filter);
+  rules_[number] = std::move(rule);
+}
+
+void Control::apply_recovered() {
+  for (const auto& [number, rule] : rules_) {
+    if (rule.command == queue::Command::pause) {
+      for (auto& shard : shards_) shard->scheduler().add_pause(number, rule.filter);
+    } else {
+      log::info("going on with the operator's {} number {}", queue::to_string(rule.command), number);
+      end_matching(number, rule);
+    }
+  }
+}
+
+void Control::on_every_shard(std::function<void(Shard&)> each, std::function<void()> done) {
+  auto left = std::make_shared<size_t>(shards_.size());
+  auto answered = [left, done = std::move(done)] {
+    if (--*left == 0) done();
+  };
+  Shard* home = shards_[0].get();
+  for (auto& shard : shards_) {
+    if (shard.get() == home) {
+      each(*home);
+      answered();
+      continue;
+    }
+    Call::post(shard->mailbox(), [each, home, answered, at = shard.get()] {
+      each(*at);
+      Call::post(home->mailbox(), answered);
+    });
+  }
+}
+
+void Control::queue_rows(std::function<void(std::vector<queue::QueueRow>)> done) {
+  auto parts = std::make_shared<std::vector<std::vector<queue::QueueRow>>>(shards_.size());
+  on_every_shard([parts](Shard& shard) { (*parts)[shard.number()] = shard.scheduler().queue_rows(); },
+                 [parts, done = std::move(done)] {
+                   // A destination's mail may wait on several shards (and leave by several sources).
+                   std::map<std::pair<std::string, std::string>, queue::QueueRow> merged;
+                   for (auto& rows : *parts) {
+                     for (queue::QueueRow& row : rows) {
+                       auto [at, fresh] = merged.try_emplace({row.domain, row.pool}, row);
+                       if (fresh) continue;
+                       queue::QueueRow& sum = at->second;
+                       sum.messages += row.messages;
+                       sum.ready += row.ready;
+                       sum.in_flight += row.in_flight;
+                       sum.waiting += row.waiting;
+                       sum.paused += row.paused;
+                       sum.delivered += row.delivered;
+                       sum.deferred += row.deferred;
+                       sum.bounced += row.bounced;
+                       sum.connections += row.connections;
+                       if (row.oldest_ms != 0) sum.oldest_ms = std::min(sum.oldest_ms, row.oldest_ms);
+                       if (row.next_attempt_ms != 0 &&
+                           (sum.next_attempt_ms == 0 || row.next_attempt_ms < sum.next_attempt_ms)) {
+                         sum.next_attempt_ms = row.next_attempt_ms;
+                       }
+                       if (row.last_reply_ms > sum.last_reply_ms) {
+                         sum.last_reply_ms = row.last_reply_ms;
+                         sum.last_reply = row.last_reply;
+                       }
+                       if (sum.why.empty()) sum.why = row.why;
+                     }
+                   }
+                   std::vector<queue::QueueRow> rows;
+                   rows.reserve(merged.size());
+                   for (auto& [name, row] : merged) rows.push_back(std::move(row));
+                   std::stable_sort(rows.begin(), rows.end(),
+                                    [](const auto& a, const auto& b) { return a.messages > b.messages; });
+                   done(std::move(rows));
+                 });
+}
+
+void Control::show(const mail::SpoolId& id, std::function<void(Result<queue::MessageRow>)> done) {
+  // The home knows; the others say that they do not.
+  struct Search {
+    size_t left;
+    bool found = false;
+    std::function<void(Result<queue::MessageRow>)> done;
+  };
+  auto search = std::make_shared<Search>(Search{shards_.size(), false, std::move(done)});
+  auto answered = [search](Result<queue::MessageRow> row) {
+    --search->left;
+    if (search->found) return;
+    if (!row.ok() && search->left > 0) return;
+    search->found = true;
+    search->done(std::move(row));
+  };
+  Shard* home = shards_[0].get();
+  for (auto& shard : shards_) {
+    Call::post(shard->mailbox(), [id, home, answered, at = shard.get()] {
+      at->scheduler().show(id, [home, answered](Result<queue::MessageRow> row) {
+        Call::post(home->mailbox(), [answered, row = std::move(row)] { answered(row); });
+      });
+    });
+  }
+}
+
+void Control::status(std::function<void(RelayStatus)> done) {
+  auto parts = std::make_shared<std::vector<RelayStatus>>(shards_.size());
+  on_every_shard([parts](Shard& shard) { shard.add_status((*parts)[shard.number()]); },
+                 [parts, done = std::move(done)] {
+                   RelayStatus sum;
+                   for (const RelayStatus& part : *parts) sum += part;
+                   sum.shards = static_cast<unsigned>(parts->size());
+                   done(sum);
+                 });
+}
+
+void Control::end_matching(uint64_t number, const Rule& rule) {
+  auto left = std::make_shared<size_t>(shards_.size());
+  Shard* home = shards_[0].get();
+  auto finished = [this, left, number, command = rule.command] {
+    if (--*left > 0) return;
+    rules_.erase(number);
+    state().put_state(key(number, command), "", [](Status) {});
+  };
+  for (auto& shard : shards_) {
+    Call::post(shard->mailbox(), [at = shard.get(), rule, home, finished] {
+      at->scheduler().end_matching(rule.command, rule.filter,
+                                   [home, finished] { Call::post(home->mailbox(), finished); });
+    });
+  }
+}
+
+void Control::command(queue::Command command, queue::Filter filter, bool dry_run,
+                      std::function<void(Result<uint64_t>)> done) {
+  auto counts = std::make_shared<std::vector<uint64_t>>(shards_.size());
+  auto count = [counts, filter](Shard& shard) {
+    (*counts)[shard.number()] = shard.scheduler().count_matching(filter);
+  };
+  on_every_shard(count, [this, counts, command, filter, dry_run, done = std::move(done)]() mutable {
+    uint64_t matched = 0;
+    for (uint64_t part : *counts) matched += part;
+    if (dry_run) return done(matched);
+    switch (command) {
+      case queue::Command::retry:
+        on_every_shard([filter](Shard& shard) { shard.scheduler().retry_matching(filter); },
+                       [done, matched] { done(matched); });
+        return;
+      case queue::Command::resume: {
+        // Takes away the pauses that were made with this filter, or all of them when it names nothing.
+        std::vector<uint64_t> gone;
+        for (const auto& [number, rule] : rules_) {
+          if (rule.command == queue::Command::pause &&
+              (filter.all() || queue::encode_filter(rule.filter) == queue::encode_filter(filter))) {
+            gone.push_back(number);
+          }
+        }
+        if (gone.empty()) return done(fail("no pause was made with these words; 'millracectl status' lists those in force"));
+        auto left = std::make_shared<size_t>(gone.size());
+        for (uint64_t number : gone) {
+          rules_.erase(number);
+          state().put_state(key(number, queue::Command::pause), "", [this, number, left, done, matched](Status status) {
+            if (!status.ok()) return done(fail(status.error()));
+            on_every_shard([number](Shard& shard) { shard.scheduler().remove_pause(number); },
+                           [left, done, matched] {
+                             if (--*left == 0) done(matched);
+                           });
+          });
+        }
+        return;
+      }
+      case queue::Command::pause:
+      case queue::Command::remove:
+      case queue::Command::bounce: break;
+    }
+    // A delete or bounce concerns what is queued now, not what comes later.
+    if (command != queue::Command::pause) filter.before_ms = shards_[0]->io().wall_ms() + 1;
+    uint64_t number = next_++;
+    Rule rule{command, filter};
+    rules_[number] = rule;
+    state().put_state(key(number, command), queue::encode_filter(filter),
+                      [this, number, rule, done, matched](Status status) {
+                        if (!status.ok()) {
+                          rules_.erase(number);
+                          return done(fail(status.error()));
+                        }
+                        if (rule.command != queue::Command::pause) {
+                          end_matching(number, rule);
+                          return done(matched);
+                        }
+                        on_every_shard([number, rule](Shard& shard) { shard.scheduler().add_pause(number, rule.filter); },
+                                       [done, matched] { done(matched); });
+                      });
+  });
+}
+
+std::vector<queue::Filter> Control::pauses() const {
+  std::vector<queue::Filter> filters;
+  for (const auto& [number, rule] : rules_) {
+    if (rule.command == queue::Command::pause) filters.push_back(rule.filter);
+  }
+  return filters;
+}
+
+}  // namespace millrace::relay

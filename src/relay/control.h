@@ -1,0 +1,52 @@
+// The operator's hand on the whole relay: looks at and commands the queues of all shards. Lives on shard
+// 0, makes commands durable in the spool's state before it answers, and carries unfinished ones on after a
+// restart.
+//
+// Keys in the spool's state: "pause/N", "delete/N", "bounce/N", each with the filter; N rises for ever.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "queue/scheduler.h"
+#include "relay/shard.h"
+
+namespace millrace::relay {
+
+class Control {
+ public:
+  explicit Control(std::vector<std::unique_ptr<Shard>>& shards) : shards_(shards) {}
+
+  // At recovery, before the shards start.
+  void on_state(std::string_view key, std::string_view value);
+  // After recovery, before the shards start: brings what was found to every shard.
+  void apply_recovered();
+
+  // Each answers on shard 0, not necessarily later than the call.
+  void queue_rows(std::function<void(std::vector<queue::QueueRow>)> done);
+  void show(const mail::SpoolId& id, std::function<void(Result<queue::MessageRow>)> done);
+  void status(std::function<void(RelayStatus)> done);
+  // The number of recipients that match (and, unless `dry_run`, on whom the command has begun to act).
+  void command(queue::Command command, queue::Filter filter, bool dry_run, std::function<void(Result<uint64_t>)> done);
+  // The pauses in force, as the operator wrote them.
+  std::vector<queue::Filter> pauses() const;
+
+ private:
+  struct Rule {
+    queue::Command command;
+    queue::Filter filter;
+  };
+  // Calls `each` on every shard's thread and `done` here once all have answered.
+  void on_every_shard(std::function<void(Shard&)> each, std::function<void()> done);
+  void end_matching(uint64_t number, const Rule& rule);
+  static std::string key(uint64_t number, queue::Command command);
+  spool::Spool& state() { return shards_[0]->spool(); }
+
+  std::vector<std::unique_ptr<Shard>>& shards_;
+  std::map<uint64_t, Rule> rules_;  // pauses, and removals not yet finished
+  uint64_t next_ = 1;
+};
+
+}  // namespace millrace::relay

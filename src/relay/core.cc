@@ -1,0 +1,156 @@
+#include "relay/core.h"
+
+#include "base/log.h"
+#include "events/event.h"
+#include "queue/state.h"
+
+namespace millrace::relay {
+
+// Gives each message found to its home for this run, events to the first shard's log, state to whom it
+// belongs.
+class Core::Recovery final : public spool::RecoveryHandler {
+ public:
+  explicit Recovery(Core& core) : core_(core) {}
+
+  void on_message(const spool::Recovered& message) override {
+    size_t home = mail::SpoolIdHash()(message.id) % core_.shards_.size();
+    core_.shards_[home]->scheduler().recover(message);
+  }
+  void on_event(uint64_t sequence, std::string_view bytes) override {
+    std::string_view one;
+    while (queue::take_event_bytes(bytes, one)) {
+      Result<events::Event> event = events::decode(one);
+      if (event.ok()) {
+        core_.shards_[0]->events().emit(sequence, *event);
+      } else {
+        log::error("event of record {}: {}", sequence, event.error().text);
+      }
+    }
+  }
+  void on_state(std::string_view key, std::string_view value) override { core_.control_->on_state(key, value); }
+
+ private:
+  Core& core_;
+};
+
+Core::Core(Parts parts) : config_(std::move(parts.config)), observers_(std::move(parts.observers)) {
+  unsigned count = static_cast<unsigned>(parts.ios.size());
+  for (unsigned number = 0; number < count; ++number) {
+    reactor::Io& io = *parts.ios[number];
+    shards_.push_back(std::make_unique<Shard>(
+        Shard::Parts{io, number, count, config_, limits_, observers_, std::move(parts.transports[number])}));
+  }
+  control_ = std::make_unique<Control>(shards_);
+  drain_timer_.bind<&Core::stop_now>(this);
+}
+
+Core::~Core() = default;
+
+void Core::open(std::function<void(Status)> done) {
+  reactor::spawn(open_spool(), [this, done = std::move(done)](Status status) {
+    if (status.ok()) status = open_rest();
+    done(std::move(status));
+  });
+}
+
+reactor::Task<Status> Core::open_spool() {
+  Shard& home = *shards_[0];
+  Result<std::unique_ptr<spool::Directory>> opened =
+      co_await spool::Directory::open(home.io(), home.mailbox(), *config_);
+  if (!opened.ok()) co_return fail(opened.error());
+  directory_ = std::move(*opened);
+  if (!config_->events.empty()) {
+    event_log_ = std::make_unique<events::EventLog>(
+        home.io(), events::EventLogOptions{.path = config_->events, .node = config_->hostname, .max_size = config_->events_max_size});
+    Status status = event_log_->open();
+    if (!status.ok()) co_return status;
+  }
+  for (auto& shard : shards_) {
+    std::unique_ptr<events::ShardEvents> file;
+    if (event_log_) {
+      file = std::make_unique<events::ShardEvents>(shard->io(), shard->mailbox(), *event_log_, home.mailbox());
+    }
+    shard->attach(directory_->shard(shard->io(), shard->mailbox()), std::move(file));
+  }
+  if (event_log_) {
+    event_log_->on_emitted = [this](uint64_t sequence) { shards_[0]->spool().events_emitted(sequence); };
+  }
+  Recovery handler(*this);
+  Result<spool::RecoverySummary> recovered = co_await directory_->recover(handler);
+  if (!recovered.ok()) co_return fail(recovered.error());
+  recovery_ = std::move(*recovered);
+  co_return success();
+}
+
+Status Core::open_rest() {
+  const spool::RecoverySummary& found = recovery_;
+  for (const std::string& remark : found.remarks) log::warning("spool: {}", remark);
+  log::info("spool {}: {} messages queued, {} segments, {} bytes read in {} ms; durability={}", config_->spool,
+            found.messages, found.segments, found.bytes_read, found.milliseconds,
+            config_->durability == config::Durability::disk ? "disk" : "memory");
+  control_->apply_recovered();
+  for (auto& shard : shards_) {
+    Status status = shard->listen();
+    if (!status.ok()) return status;
+  }
+  return success();
+}
+
+void Core::start(unsigned shard) { shards_[shard]->start(); }
+
+void Core::on_every_shard(std::function<void(Shard&, std::function<void()>)> each, std::function<void()> done) {
+  auto left = std::make_shared<size_t>(shards_.size());
+  Shard* home = shards_[0].get();
+  auto answered = [left, done = std::move(done)] {
+    if (--*left == 0) done();
+  };
+  for (auto& shard : shards_) {
+    Call::post(shard->mailbox(), [each, home, answered, at = shard.get()] {
+      each(*at, [home, answered] { Call::post(home->mailbox(), answered); });
+    });
+  }
+}
+
+void Core::stop(std::function<void()> done) {
+  stopping_ = true;
+  reactor::Io& io = shards_[0]->io();
+  io.timers().arm(drain_timer_, io.now() + config_->drain_timeout_ms * 1'000'000);
+  auto close_shards = [this, done = std::move(done)] {
+    on_every_shard([](Shard& shard, std::function<void()> closed) { shard.close(std::move(closed)); }, done);
+  };
+  auto close_spool = [this, close_shards] {
+    reactor::spawn(directory_->close(), [close_shards](Status status) {
+      if (!status.ok()) log::error("closing the spool: {}", status.error().text);
+      close_shards();
+    });
+  };
+  on_every_shard([](Shard& shard, std::function<void()> drained) { shard.drain(std::move(drained)); },
+                 [this, close_spool] {
+                   drain_timer_.cancel();
+                   if (event_log_) {
+                     event_log_->close(close_spool);
+                   } else {
+                     close_spool();
+                   }
+                 });
+}
+
+void Core::stop_now() {
+  drain_timer_.cancel();
+  for (auto& shard : shards_) {
+    Call::post(shard->mailbox(), [at = shard.get()] { at->cut_short(); });
+  }
+}
+
+void Core::adopt(config::Snapshot config) {
+  config_ = config;
+  for (auto& shard : shards_) {
+    Call::post(shard->mailbox(), [at = shard.get(), config] { at->adopt(config); });
+  }
+}
+
+void Core::reopen_events() {
+  if (event_log_) event_log_->reopen();
+}
+
+}  // namespace millrace::relay

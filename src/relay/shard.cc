@@ -1,0 +1,125 @@
+#include "relay/shard.h"
+
+#include "base/log.h"
+#include "events/json.h"
+
+namespace millrace::relay {
+
+void EventTee::emit(uint64_t sequence, const events::Event& event) {
+  if (file_) file_->emit(sequence, event);
+  if (observers_.empty()) return;
+  line_.clear();
+  events::append_json(event, node_, line_);
+  line_.pop_back();  // the line end
+  for (const EventObserver& observer : observers_) observer(line_);
+}
+
+Shard::Shard(Parts parts)
+    : io_(parts.io), number_(parts.number), shards_(parts.shards), config_(std::move(parts.config)),
+      limits_(parts.limits), mailbox_(io_), tee_(config_->hostname, parts.observers),
+      transport_(std::move(parts.transport)) {
+  io_.on_wake = [this] { mailbox_.drain(); };
+}
+
+Shard::~Shard() { io_.on_wake = nullptr; }
+
+void Shard::attach(std::unique_ptr<spool::Spool> spool, std::unique_ptr<events::ShardEvents> file) {
+  spool_ = std::move(spool);
+  file_ = std::move(file);
+  tee_.set_file(file_.get());
+  cache_ = std::make_unique<dns::Cache>(io_, *transport_, dns::Cache::Options{.negative_ttl_ms = config_->dns_negative_ttl_ms});
+  mx_ = std::make_unique<dns::Mx>(io_, *cache_, delivery::mx_options(*config_));
+  delivery_ = std::make_unique<delivery::Delivery>(io_, *mx_, config_);
+  scheduler_ = std::make_unique<queue::Scheduler>(queue::Scheduler::Context{
+      io_, config_, *spool_, *delivery_, tee_, nullptr, number_, shards_});
+  delivery_->start(*scheduler_);
+  context_ = std::make_unique<ingress::Context>(ingress::Context{
+      io_, &config_, *spool_, *scheduler_, tee_, limits_, mail::SpoolIdMaker(io_.random(), number_), number_});
+  acceptance_ = std::make_unique<ingress::Acceptance>(*context_);
+  injector_ = std::make_unique<ingress::Injector>(*acceptance_);
+  reports_ = std::make_unique<bounce::Reports>(io_, config_, *injector_);
+  scheduler_->set_reporter(*reports_);
+  listener_ = std::make_unique<ingress::SmtpListener>(*context_, *acceptance_);
+  spool_->on_writable = [this](bool writable, const std::string& why) {
+    if (writable) {
+      log::info("the spool can be written again: mail is accepted");
+    } else {
+      log::error("the spool cannot be written ({}): new mail is refused, delivery goes on", why);
+    }
+    listener_->set_shedding(!writable, why);
+  };
+}
+
+Status Shard::listen() { return listener_->open(config_->listen, shards_ > 1); }
+
+void Shard::start() { scheduler_->start(); }
+
+void Shard::drain(std::function<void()> done) {
+  drained_ = std::move(done);
+  listener_->drained_owner = this;
+  listener_->on_drained = [](void* self) {
+    auto* shard = static_cast<Shard*>(self);
+    shard->intake_drained_ = true;
+    shard->report_drained();
+  };
+  listener_->drain();
+  scheduler_->stop([this] {
+    queue_drained_ = true;
+    report_drained();
+  });
+}
+
+void Shard::report_drained() {
+  if (!intake_drained_ || !queue_drained_ || !drained_) return;
+  auto done = std::move(drained_);
+  drained_ = nullptr;
+  done();
+}
+
+void Shard::cut_short() {
+  listener_->stop();
+  delivery_->abort();
+}
+
+void Shard::close(std::function<void()> done) { transport_->stop(std::move(done)); }
+
+void Shard::adopt(config::Snapshot config) {
+  config_ = std::move(config);
+  scheduler_->adopt(config_);
+  delivery_->adopt(config_);
+  reports_->adopt(config_);
+  mx_->configure(delivery::mx_options(*config_));
+}
+
+void Shard::add_status(RelayStatus& status) const {
+  const ingress::Stats& in = context_->stats;
+  status.accepted += in.messages;
+  status.bytes_accepted += in.bytes;
+  status.rejected += in.rejected_relay + in.rejected_admission + in.rejected_size + in.rejected_bad_lines +
+                     in.rejected_headers + in.rejected_loop + in.rejected_spool;
+  status.inbound_connections += in.connections_open;
+  status.body_bytes_copied += in.body_bytes_copied;
+  queue::SchedulerStats queue = scheduler_->stats();
+  status.delivered += queue.delivered;
+  status.deferred += queue.deferred;
+  status.bounced += queue.bounced;
+  status.expired += queue.expired;
+  status.removed += queue.removed;
+  status.queued += queue.items;
+  status.ready += queue.ready;
+  status.in_flight += queue.in_flight;
+  status.outbound_connections += queue.lanes;
+  status.connects += queue.connects;
+  status.attempts += queue.attempts;
+  status.bodies_read_back += queue.reads;
+  const spool::Stats& spool = spool_->stats();
+  status.syncs += spool.syncs;
+  status.bytes_written += spool.bytes_written;
+  status.body_bytes += spool.bytes_body;
+  for (reactor::BufferGroup group : {reactor::BufferGroup::ingress, reactor::BufferGroup::delivery,
+                                     reactor::BufferGroup::spool, reactor::BufferGroup::control}) {
+    status.memory_buffers += io_.buffers(group).bytes_in_use();
+  }
+}
+
+}  // namespace millrace::relay
