@@ -121,7 +121,7 @@ ServerProtocol::Step ServerProtocol::advance(std::string_view piece) {
     case State::rcpt:
     case State::between_chunks:
     case State::bdat_failed:
-      if (pending_count_ == options_.max_pending_messages) {
+      if (mail_waits_ || pending_count_ == options_.max_pending_messages) {
         step.event = Event::blocked;
         return step;
       }
@@ -284,7 +284,22 @@ void ServerProtocol::on_mail(const Command& command) {
   envelope_.ret = command.ret;
   envelope_.body = command.body;
   envelope_.smtputf8 = command.smtputf8;
-  if (Reply reply = policy_.check_mail(envelope_, command.size); reply.code != 0) {
+  Reply reply = policy_.check_mail(envelope_, command.size);
+  if (reply.code == ServerPolicy::kLater.code) {
+    mail_waits_ = true;
+  } else {
+    finish_mail(reply);
+  }
+}
+
+void ServerProtocol::answer_mail(const Reply& reply) {
+  ASSERT(mail_waits_);
+  mail_waits_ = false;
+  if (state_ != State::closing) finish_mail(reply);
+}
+
+void ServerProtocol::finish_mail(const Reply& reply) {
+  if (reply.code != 0) {
     envelope_ = {};
     return refuse(reply);
   }

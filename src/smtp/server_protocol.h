@@ -59,6 +59,8 @@ struct ServerOptions {  // constant while a session lasts
 // What only the session knows. A Reply is asked for at three points; code 0 is "go on".
 class ServerPolicy {
  public:
+  // From check_mail only: the reply comes later, by answer_mail(), and no input is taken until then.
+  static constexpr Reply kLater{1, {}, {}};
   virtual Reply check_mail(const mail::Envelope&, uint64_t announced_size) { return {}; }
   virtual Reply check_recipient(const mail::Envelope&, const mail::Recipient&) { return {}; }
   // Before 354, or before the first chunk.
@@ -88,7 +90,8 @@ class ServerProtocol {
     none,               // go on with the rest of the piece, if any
     message_end,        // all of it: facts(), envelope(), message_number(); message_done() must follow
     message_discarded,  // between its begin and its end: drop what was kept of it
-    blocked,            // too many pending messages: call again after message_done()
+    blocked,            // too many pending messages, or MAIL waits for its answer: call again after
+                        // message_done() or answer_mail()
   };
   // What one call did, to be looked at in this order.
   struct Step {
@@ -113,6 +116,9 @@ class ServerProtocol {
   // The reply to the message of that number: 250, or its refusal. `reply` is copied.
   // REQUIRES: message_end was reported for it, and it has not been answered.
   void message_done(uint64_t number, const Reply& reply);
+  // The answer to the MAIL whose check_mail() said kLater; code 0 accepts it. Nothing is said when the
+  // session was shut down meanwhile. REQUIRES: that MAIL has not been answered.
+  void answer_mail(const Reply& reply);
   // "bare LF in line 3, octet 17".
   static std::string describe_fault(const IntakeFacts& facts);
 
@@ -157,6 +163,7 @@ class ServerProtocol {
   bool is_legal_group(Verb verb, bool more_input) const;
   void on_hello(const Command& command);
   void on_mail(const Command& command);
+  void finish_mail(const Reply& reply);
   void on_rcpt(const Command& command);
   void on_data_command(Step& step);
   void on_bdat(const Command& command, Step& step);
@@ -184,6 +191,7 @@ class ServerProtocol {
   std::string helo_;
   Reply shutdown_;                  // code 0: none asked for
   bool esmtp_ = false;
+  bool mail_waits_ = false;      // for answer_mail()
   bool message_open_ = false;       // between its begin and its end
   bool message_wanted_ = false;     // its bytes are still reported
   bool envelope_given_ = false;     // message_end was reported: clear at the next advance()

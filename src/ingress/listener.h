@@ -1,0 +1,98 @@
+// The SMTP listeners of one shard and the sessions they start.
+//
+//   SmtpListener listener(context, acceptance);
+//   listener.open(config.listen)      accepts from now on
+//   listener.set_shedding(true, why)  new connections get 421; running ones go on
+//   listener.drain()                  shutdown: stops accepting, 421 to whoever has no transaction;
+//                                     on_drained once the last session has gone and the spool has
+//                                     answered for every message
+//   listener.stop()                   the drain has lasted long enough
+//
+// Limits are those of the configuration, exact over all shards (connection_limits.h). A connection past
+// them is told so with 421, as long as not too many are being told at once.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ingress/acceptance.h"
+#include "ingress/session.h"
+#include "net/listener.h"
+
+namespace millrace::ingress {
+
+class SmtpListener {
+ public:
+  SmtpListener(Context& context, Acceptance& acceptance);
+  // REQUIRES: never opened, or drained.
+  ~SmtpListener();
+  SmtpListener(const SmtpListener&) = delete;
+  SmtpListener& operator=(const SmtpListener&) = delete;
+
+  // Fails, with the address named, when one cannot be bound; those before it stay open.
+  Status open(const std::vector<config::Listen>& listen, bool reuse_port);
+  // Where the n-th listens: the real port when 0 was asked for.
+  const reactor::Address& address(size_t n) const { return ports_[n]->listener.address(); }
+
+  void set_shedding(bool shedding, std::string_view why);
+  void drain();
+  void stop();
+  bool drained() const;
+  // Called once after drain(), never inline. May destroy nothing of ingress.
+  void (*on_drained)(void*) = nullptr;
+  void* drained_owner = nullptr;
+
+  // ---- for sessions
+  // Enters the client in the limits. Code 0: served; the session leaves them when it closes.
+  smtp::Reply enter(const reactor::Address& client);
+  void on_session_closed(Session& session, bool refused);
+  // Whether one more connection may be told why it is not served; on_session_closed gives it back.
+  bool may_refuse();
+  // Whether one more stalled message may be given up this second.
+  bool may_abort_stalled();
+  // 452 4.3.1; its text lives until the next call.
+  smtp::Reply admission_refusal(std::string_view why);
+
+  static constexpr size_t kMostRefusals = 256;      // connections being told 421
+  static constexpr size_t kMostFreeSessions = 1024;
+  static constexpr uint32_t kStalledPerSecond = 64;
+
+ private:
+  struct Port final : net::ListenerOwner {
+    Port(SmtpListener& owner, reactor::Io& io, bool expect_proxy)
+        : smtp(owner), listener(io, *this), proxy(expect_proxy) {}
+    void on_accepted(reactor::Handle handle) override { smtp.on_accepted(handle, proxy); }
+    void on_accept_error(int error) override { smtp.on_accept_error(error); }
+    void on_listener_closed() override { smtp.check_drained(); }
+    SmtpListener& smtp;
+    net::Listener listener;
+    bool proxy;
+  };
+
+  void on_accepted(reactor::Handle handle, bool proxy);
+  void on_accept_error(int error);
+  Session& take_session();
+  void check_drained();
+  void announce_drained();
+
+  Context& context_;
+  Acceptance& acceptance_;
+  std::vector<std::unique_ptr<Port>> ports_;
+  IntrusiveList<Session, &Session::link> running_;
+  std::vector<std::unique_ptr<Session>> free_;
+  reactor::Deferred announce_;
+  std::string shedding_why_;
+  std::string refusal_text_;
+  bool shedding_ = false;
+  bool draining_ = false;
+  bool announced_ = false;
+  size_t refusals_ = 0;
+  uint64_t next_session_ = 1;
+  int64_t stalled_second_ = 0;
+  uint32_t stalled_in_second_ = 0;
+  int64_t last_error_logged_ = 0;
+};
+
+}  // namespace millrace::ingress

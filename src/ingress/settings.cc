@@ -1,0 +1,49 @@
+#include "ingress/settings.h"
+
+#include <algorithm>
+
+namespace millrace::ingress {
+namespace {
+
+mail::ReceivedMode received_mode_of(config::ReceivedHeader header) {
+  switch (header) {
+    case config::ReceivedHeader::full: return mail::ReceivedMode::full;
+    case config::ReceivedHeader::hide_client: return mail::ReceivedMode::hide_client;
+    case config::ReceivedHeader::off: return mail::ReceivedMode::off;
+  }
+  UNREACHABLE();
+}
+
+bool any_contains(const std::vector<reactor::Network>& networks, const reactor::Address& address) {
+  return std::any_of(networks.begin(), networks.end(),
+                     [&](const reactor::Network& network) { return network.contains(address); });
+}
+
+smtp::ServerOptions server_options_of(const config::Config& config) {
+  smtp::ServerOptions options;
+  options.hostname = config.hostname;
+  options.max_message_size = std::min(config.max_message_size, smtp::kLargestMessage);
+  options.max_recipients = config.max_recipients;
+  options.max_errors = config.max_errors;
+  // Line faults are judged at the end of the message, by the settings of that moment.
+  options.keep_bad_lines = true;
+  return options;
+}
+
+}  // namespace
+
+Settings::Settings(config::Snapshot snapshot)
+    : config(std::move(snapshot)),
+      server(server_options_of(*config)),
+      rules({config->header_pool, config->header_job, config->header_envid, config->header_expire}),
+      received_mode(received_mode_of(config->received)) {}
+
+bool Settings::may_relay(const reactor::Address& client) const {
+  return any_contains(config->relay_from, client);
+}
+
+bool Settings::may_proxy(const reactor::Address& peer) const {
+  return any_contains(config->proxy_from, peer);
+}
+
+}  // namespace millrace::ingress
