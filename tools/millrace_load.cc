@@ -960,6 +960,8 @@ void print_json(const Results& r, double seconds, double cpu_us) {
   nlohmann::ordered_json json = {
       {"accepted", r.accepted},
       {"seconds", seconds},
+      {"first_monotonic", static_cast<double>(r.first) / 1e9},
+      {"last_monotonic", static_cast<double>(r.last) / 1e9},
       {"messages_per_second", seconds > 0 ? static_cast<double>(r.accepted) / seconds : 0},
       {"bytes", r.bytes},
       {"recipients_accepted", r.recipients_accepted},

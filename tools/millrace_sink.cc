@@ -959,6 +959,8 @@ nlohmann::ordered_json to_json(const Results& r, const Verdict& verdict, uint64_
       {"messages", r.messages},
       {"recipients", r.recipients},
       {"seconds", seconds},
+      {"first_monotonic", static_cast<double>(r.first) / 1e9},
+      {"last_monotonic", static_cast<double>(r.last) / 1e9},
       {"messages_per_second", seconds > 0 ? static_cast<double>(r.messages) / seconds : 0},
       {"octets", r.octets},
       {"by_bdat", r.by_bdat},
@@ -1213,6 +1215,11 @@ int run(int argc, char** argv) {
                                         static_cast<double>(now - reported_at));
       reported_at = now;
       reported = recipients;
+    }
+    if (status_requested.exchange(false)) {
+      fmt::print("status {{\"recipients\": {}, \"last_monotonic\": {:.6f}}}\n", recipients,
+                 static_cast<double>(last) / 1e9);
+      fflush(stdout);
     }
     if (options.expect != 0 && recipients >= options.expect) {
       // The last replies still have to go out, and the clients' QUITs to come in.

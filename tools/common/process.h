@@ -11,12 +11,15 @@
 namespace millrace::tools {
 
 inline std::atomic<bool> stop_requested = false;
+inline std::atomic<bool> status_requested = false;  // SIGUSR1
 
 inline void stop_on_signals() {
   struct sigaction action {};
   action.sa_handler = [](int) { stop_requested.store(true, std::memory_order_relaxed); };
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  action.sa_handler = [](int) { status_requested.store(true, std::memory_order_relaxed); };
+  sigaction(SIGUSR1, &action, nullptr);
   signal(SIGPIPE, SIG_IGN);
 }
 

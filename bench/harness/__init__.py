@@ -1,0 +1,1 @@
+"""What bench/compare is made of: the machine, the programs, the relays, the tables."""

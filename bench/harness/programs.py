@@ -1,0 +1,116 @@
+"""The source and the sink of a run: millrace-load and millrace-sink."""
+import json
+import pathlib
+import re
+import select
+import signal
+import socket
+import subprocess
+import time
+
+from . import machine
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+
+
+class Broken(Exception):
+    """A run that cannot go on; the text says why."""
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def wait_for_greeting(port, seconds, alive, host='127.0.0.1'):
+    """Until a server on this port says 220."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not alive():
+            raise Broken('the relay ended before it listened')
+        try:
+            with socket.create_connection((host, port), 1) as connection:
+                connection.settimeout(5)
+                if connection.recv(512).startswith(b'220'):
+                    connection.sendall(b'QUIT\r\n')
+                    return
+        except OSError:
+            pass
+        time.sleep(0.05)
+    raise Broken(f'no greeting on port {port} within {seconds} s')
+
+
+class Sink:
+    """A running millrace-sink on a port of its own choice."""
+
+    def __init__(self, build, *options, listen=('127.0.0.1:0',)):
+        command = [str(build / 'millrace-sink'), '--json']
+        for address in listen:
+            command += ['--listen', address]
+        self.process = subprocess.Popen(command + list(options), stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                                        bufsize=1, start_new_session=True)
+        line = self._line(10)
+        found = re.match(r'listening on .*:(\d+)$', line or '')
+        if not found:
+            self.kill()
+            raise Broken(f'the sink did not start: {line}')
+        self.port = int(found.group(1))
+
+    def _line(self, seconds):
+        if not select.select([self.process.stdout], [], [], seconds)[0]:
+            return None
+        return self.process.stdout.readline().rstrip('\n')
+
+    def status(self):
+        self.process.send_signal(signal.SIGUSR1)
+        while True:
+            line = self._line(5)
+            if line is None or line == '':
+                raise Broken('the sink does not answer')
+            if line.startswith('status '):
+                return json.loads(line.removeprefix('status '))
+
+    def wait_for(self, recipients, patience):
+        """Until so many recipients were accepted. False: nothing arrived for `patience` seconds."""
+        best, since = -1, time.monotonic()
+        while True:
+            now = self.status()['recipients']
+            if now >= recipients:
+                return True
+            if now > best:
+                best, since = now, time.monotonic()
+            elif time.monotonic() - since > patience:
+                return False
+            time.sleep(0.05)
+
+    def finish(self):
+        """Ends it and returns its report."""
+        self.process.terminate()
+        output = self.process.communicate(timeout=60)[0]
+        return json.loads(output[output.index('{\n'):])
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+
+
+def load(build, port, *options, seconds=600, host='127.0.0.1'):
+    """Runs millrace-load to its end and returns its report."""
+    command = [str(build / 'millrace-load'), '--json', '--quiet', '--connect', f'{host}:{port}',
+               *map(str, options)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    if not output.strip():
+        raise Broken(f'millrace-load: exit code {process.returncode}: {errors.strip()[-300:]}')
+    report = json.loads(output)
+    report['exit_code'] = process.returncode
+    return report
