@@ -70,12 +70,33 @@ def run(command, timeout, env=None):
         return None, output + f'\n(stopped after {timeout} s)'
 
 
+def differs(made, options):
+    """Whether a build folder has other values than these options ask for."""
+    values = {option['name']: option['value'] for option in made}
+    for option in options:
+        name, _, wanted = option.removeprefix('--').removeprefix('-D').partition('=')
+        value = values.get(name)
+        if isinstance(value, bool):
+            value = str(value).lower()
+        elif isinstance(value, list):
+            value = ' '.join(value)
+        if value != wanted:
+            return True
+    return False
+
+
 def build(tally, folder, options, targets=(), env=None):
-    if not (ROOT / folder / 'build.ninja').exists():
+    made = ROOT / folder / 'meson-info/intro-buildoptions.json'
+    if not made.exists():
         code, output = run(['meson', 'setup', folder, *options], 300, env)
-        if code != 0:
-            tally.fail(f'{folder}: meson setup', output)
-            return False
+    elif differs(json.loads(made.read_text()), options):
+        # It was made with other options (tools/quickstart leaves the tests out).
+        code, output = run(['meson', 'configure', folder, *options], 300, env)
+    else:
+        code = 0
+    if code != 0:
+        tally.fail(f'{folder}: meson', output)
+        return False
     code, output = run(['ninja', '-C', folder, *targets], 1800)
     if code != 0:
         tally.fail(f'{folder}: build', output)
@@ -148,7 +169,7 @@ def stage_layers(tally, options):
 
 
 def stage_unit(tally, options):
-    if build(tally, 'build', ['--buildtype=release']):
+    if build(tally, 'build', ['--buildtype=release', '-Dtests=true', '-Dbenches=true']):
         run_meson_tests(tally, 'unit', 'build', options)
 
 
@@ -194,7 +215,7 @@ def stage_fuzz(tally, options):
 
 
 def stage_system(tally, options):
-    if not build(tally, 'build', ['--buildtype=release']):
+    if not build(tally, 'build', ['--buildtype=release', '-Dtests=true', '-Dbenches=true']):
         return
     for script in sorted((ROOT / 'tests/system').glob('[a-z]*.py')):
         if re.search(r"^if __name__ == '__main__':", script.read_text(), re.MULTILINE):
