@@ -73,7 +73,8 @@ std::string site_of(std::vector<std::string_view> names) {
 
 }  // namespace
 
-Targets choose_targets(const Route& route, const Families& families, reactor::Io& io) {
+Targets choose_targets(const Route& route, const Families& families, reactor::Io& io,
+                       const SkipAddress& skip) {
   std::vector<Target> all;
   const auto is_first = [&](const Target& target) {
     return target.address.is_ipv6() == families.ipv6_first;
@@ -83,9 +84,8 @@ Targets choose_targets(const Route& route, const Families& families, reactor::Io
     const uint16_t preference = route.hosts[i].preference;
     for (; i < route.hosts.size() && route.hosts[i].preference == preference; ++i) {
       for (const reactor::Address& address : route.hosts[i].addresses) {
-        if (address.is_ipv6() ? families.ipv6 : families.ipv4) {
-          all.push_back({&route.hosts[i], address});
-        }
+        const bool usable = address.is_ipv6() ? families.ipv6 : families.ipv4;
+        if (usable && !(skip && skip(address))) all.push_back({&route.hosts[i], address});
       }
     }
     const auto from = all.begin() + static_cast<std::ptrdiff_t>(begin);

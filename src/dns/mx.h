@@ -78,7 +78,10 @@ struct Families {
 
 // The addresses a connection tries, in order: by preference, equals shuffled anew at each call, at
 // most kMostTargets, and of both families when both are usable.
-Targets choose_targets(const Route& route, const Families& families, reactor::Io& io);
+// Addresses that `skip` names do not count.
+using SkipAddress = std::function<bool(const reactor::Address&)>;
+Targets choose_targets(const Route& route, const Families& families, reactor::Io& io,
+                       const SkipAddress& skip = {});
 
 // Notices when suddenly many domains do not exist: more likely our resolver is broken than the
 // world. Counts distinct domains asked for within kWindowNs; suspicious when at least kFewest of

@@ -124,11 +124,12 @@ void Stream::start_send() {
 }
 
 void Stream::on_send_done(Completion& completion) {
-  if (state_ == State::closing) {
-    if (!receive_.pending()) finish_close();
+  if (state_ == State::closing || failed_) {
+    // What left all the same: the owner may ask for it in on_closed().
+    if (completion.result > 0) unsent_ -= static_cast<size_t>(completion.result);
+    if (state_ == State::closing && !receive_.pending()) finish_close();
     return;
   }
-  if (failed_) return;
   if (completion.result < 0) {
     int error = -completion.result;
     if (error == EAGAIN || error == EINTR) {
@@ -201,7 +202,6 @@ void Stream::finish_close() {
   io_.close(handle_, reset_);
   handle_ = kNoHandle;
   sending_ = false;
-  unsent_ = 0;
   state_ = State::idle;
   want_receive_ = true;
   owner_.on_closed();

@@ -60,7 +60,8 @@ class Stream {
   // REQUIRES: open() and !sending().
   void send(std::span<const iovec> parts);
   bool sending() const { return sending_; }
-  // Bytes of the current send that the kernel has not taken yet.
+  // Bytes of the current send that the kernel has not taken yet; in on_closed(), of the last one that
+  // it never took.
   size_t unsent() const { return unsent_; }
 
   // Stops receiving; what the kernel has handed over already may still arrive by on_data, and so may

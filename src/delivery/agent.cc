@@ -1,0 +1,77 @@
+#include "delivery/agent.h"
+
+#include "dns/address_rules.h"
+#include "queue/destination.h"
+
+namespace millrace::delivery {
+
+dns::MxOptions mx_options(const config::Config& config) {
+  dns::MxOptions options;
+  options.ipv6 = config.ipv6 != config::Ipv6::off;
+  options.allow_private = config.allow_private_destinations;
+  options.port = config.remote_port;
+  options.own_names.push_back(config.hostname);
+  options.own_addresses = config.own_addresses;
+  // A loopback or private source says nothing of who we are to the world, and with private
+  // destinations allowed our neighbours live at such addresses too.
+  const auto add_own = [&](const reactor::Address& address) {
+    if (!address.empty() && dns::why_not_public(address).empty()) {
+      options.own_addresses.push_back(address);
+    }
+  };
+  for (const config::Source& source : config.sources) {
+    if (!source.ehlo_name.empty()) options.own_names.push_back(source.ehlo_name);
+    add_own(source.ipv4);
+    add_own(source.ipv6);
+  }
+  for (const config::Listen& listen : config.listen) add_own(listen.address);
+  return options;
+}
+
+DeliveryAgent::DeliveryAgent(reactor::Io& io, config::Snapshot config, dns::Mx& mx, unsigned shard)
+    : io_(io), config_(std::move(config)), mx_(mx), next_number_(uint64_t{shard} << 48) {}
+
+DeliveryAgent::~DeliveryAgent() = default;
+
+void DeliveryAgent::start(queue::Dispatcher& dispatcher) { dispatcher_ = &dispatcher; }
+
+void DeliveryAgent::resolve(queue::Destination& destination) {
+  const auto done = [this, &destination](const dns::RouteRef& route) {
+    dispatcher_->on_route(destination, route);
+  };
+  const config::NextHop* hop = &config_->smarthost;
+  if (const auto route = config_->routes.find(destination.domain); route != config_->routes.end()) {
+    hop = &route->second;
+  }
+  if (hop->empty()) {
+    mx_.find_hosts(destination.domain, done);
+  } else {
+    mx_.find_next_hop(hop->host, hop->port, done);
+  }
+}
+
+queue::Lane* DeliveryAgent::open(queue::Site& site, unsigned source) {
+  ASSERT(site.route != nullptr && site.route->verdict == dns::Verdict::usable);
+  connections_.push_back(std::make_unique<Connection>(*this, site.route, site.key, source));
+  connections_.back()->index = connections_.size() - 1;
+  ++stats_.lanes;
+  return connections_.back().get();
+}
+
+void DeliveryAgent::adopt(config::Snapshot config) { config_ = std::move(config); }
+
+void DeliveryAgent::abort() {
+  for (const auto& connection : connections_) connection->abort();
+}
+
+void DeliveryAgent::closed(Connection& connection) {
+  const size_t index = connection.index;
+  if (index + 1 != connections_.size()) {
+    std::swap(connections_[index], connections_.back());
+    connections_[index]->index = index;
+  }
+  --stats_.lanes;
+  connections_.pop_back();
+}
+
+}  // namespace millrace::delivery

@@ -1,0 +1,66 @@
+// Delivery as the queue sees it: finds the next hop of a destination, opens connections, and
+// remembers what they taught: addresses that do not answer, receivers that close after so many
+// messages.
+//
+// One a shard. Everything runs on its thread.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "config/config.h"
+#include "delivery/address_holds.h"
+#include "delivery/close_limits.h"
+#include "delivery/connection.h"
+#include "dns/mx.h"
+#include "queue/agent.h"
+
+namespace millrace::delivery {
+
+// What the DNS side must know of the configuration: our own names and addresses, ports, families.
+dns::MxOptions mx_options(const config::Config& config);
+
+struct AgentStats {
+  uint64_t connects = 0;          // connections tried
+  uint64_t connect_failures = 0;  // addresses that did not answer or did not greet
+  uint64_t sessions = 0;          // conversations that came to transactions
+  uint64_t messages = 0;          // transactions given back to the queue
+  uint64_t lanes = 0;             // now
+  uint64_t protocol_errors = 0;
+  uint64_t lost = 0;
+};
+
+class DeliveryAgent final : public queue::Agent {
+ public:
+  // `io` and `mx` outlive the agent.
+  DeliveryAgent(reactor::Io& io, config::Snapshot config, dns::Mx& mx, unsigned shard = 0);
+  // REQUIRES: no lane is open: the queue was stopped, or abort() has run to its end.
+  ~DeliveryAgent() override;
+
+  // ---- queue::Agent
+  void start(queue::Dispatcher& dispatcher) override;
+  void resolve(queue::Destination& destination) override;
+  queue::Lane* open(queue::Site& site, unsigned source) override;
+
+  // For connections opened from now on.
+  void adopt(config::Snapshot config);
+  // Resets every connection; each still ends by lane_closed().
+  void abort();
+  const AgentStats& stats() const { return stats_; }
+
+ private:
+  friend class Connection;
+  void closed(Connection& connection);  // destroys it
+
+  reactor::Io& io_;
+  config::Snapshot config_;
+  dns::Mx& mx_;
+  queue::Dispatcher* dispatcher_ = nullptr;
+  std::vector<std::unique_ptr<Connection>> connections_;
+  AddressHolds holds_;
+  CloseLimits close_limits_;
+  uint64_t next_number_;
+  AgentStats stats_;
+};
+
+}  // namespace millrace::delivery

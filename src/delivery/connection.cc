@@ -1,0 +1,425 @@
+#include "delivery/connection.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "delivery/agent.h"
+
+namespace millrace::delivery {
+
+using events::Stage;
+using queue::LaneEnd;
+using reactor::kNoHandle;
+
+namespace {
+
+constexpr int64_t kMillisecond = 1'000'000;
+// Of a lane that finds every address probed by others: about as long as a probe takes.
+constexpr int64_t kProbedByOthersMs = 30'000;
+// Bounced by one lane because of a 5xx greeting (--bounce-on-5xx-greeting).
+constexpr int kMostGreetingBounces = 100;
+
+config::Source source_at(const config::Config& config, unsigned index) {
+  return index < config.sources.size() ? config.sources[index] : config::Source{};
+}
+
+dns::Families families_of(const config::Config& config, const config::Source& source) {
+  dns::Families families;
+  const bool bound = !source.ipv4.empty() || !source.ipv6.empty();
+  families.ipv4 = !bound || !source.ipv4.empty();
+  families.ipv6 = config.ipv6 != config::Ipv6::off && (!bound || !source.ipv6.empty());
+  families.ipv6_first = config.ipv6 == config::Ipv6::prefer;
+  return families;
+}
+
+}  // namespace
+
+Connection::Connection(DeliveryAgent& agent, std::shared_ptr<const dns::Route> route,
+                       std::string_view site_key, unsigned source_index)
+    : agent_(agent),
+      io_(agent.io_),
+      config_(agent.config_),
+      route_(std::move(route)),
+      site_key_(site_key),
+      source_index_(source_index),
+      source_(source_at(*config_, source_index)),
+      stream_(io_, *this) {
+  connect_.bind<&Connection::on_connected>(this);
+  timer_.bind<&Connection::on_timer>(this);
+  call_.bind<&Connection::on_start_or_wake>(this);
+  turn_end_.bind<&Connection::on_turn_end>(this);
+  began_ = io_.now();
+  io_.defer(call_);
+}
+
+Connection::~Connection() {
+  call_.cancel();
+  turn_end_.cancel();
+}
+
+// ---- the queue's word
+
+void Connection::wake() {
+  woken_ = true;
+  io_.defer(call_);
+}
+
+void Connection::retire() {
+  retired_ = true;
+  io_.defer(call_);
+}
+
+void Connection::abort() {
+  retired_ = true;
+  switch (state_) {
+    case State::starting:
+      io_.defer(call_);
+      return;
+    case State::connecting:
+      io_.cancel(connect_);
+      return;
+    case State::conversing:
+      if (session_->state() != SessionState::over) session_->on_end(ECONNABORTED, io_.now());
+      stream_.close(true);
+      return;
+    case State::closing:
+      stream_.close(true);
+      return;
+  }
+}
+
+void Connection::on_start_or_wake() {
+  switch (state_) {
+    case State::starting:
+      if (retired_) return finish();
+      targets_ = dns::choose_targets(
+          *route_, families_of(*config_, source_), io_, [this](const reactor::Address& address) {
+            return !agent_.holds_.usable(source_index_, address, io_.now());
+          });
+      if (targets_.count == 0 && route_->explicit_hop) {
+        // The operator named this very host: its family is as good as told.
+        targets_ = dns::choose_targets(
+            *route_, {.ipv4 = true, .ipv6 = true}, io_, [this](const reactor::Address& address) {
+              return !agent_.holds_.usable(source_index_, address, io_.now());
+            });
+      }
+      return try_next();
+    case State::connecting:
+      if (retired_) io_.cancel(connect_);
+      return;
+    case State::conversing:
+      if (retired_) {
+        session_->retire(io_.now());
+      } else if (std::exchange(woken_, false)) {
+        session_->wake(io_.now());
+      }
+      return after_event();
+    case State::closing:
+      return;
+  }
+}
+
+// ---- connecting
+
+void Connection::try_next() {
+  while (next_target_ < targets_.count) {
+    const dns::Target& target = targets_.list[next_target_++];
+    const int64_t now = io_.now();
+    // Another lane may have failed there or begun a probe since.
+    if (!agent_.holds_.usable(source_index_, target.address, now)) continue;
+    peer_ = target.address;
+    host_ = target.host->name;
+    target_began_ = now;
+    ++agent_.stats_.connects;
+    const reactor::Address& bound = peer_.is_ipv6() ? source_.ipv6 : source_.ipv4;
+    Result<reactor::Handle> socket = io_.open_socket(peer_, bound);
+    if (!socket) {
+      // Ours, not the address's: out of descriptors, or a source that this machine does not have.
+      note_failure(Stage::connect, fmt::format("no socket from {} to {}: {}",
+                                               bound.empty() ? "any address" : bound.host_string(),
+                                               peer_.to_string(), socket.error().text));
+      continue;
+    }
+    agent_.holds_.begin(source_index_, peer_);
+    probing_ = true;
+    connecting_ = *socket;
+    state_ = State::connecting;
+    timed_out_ = false;
+    io_.connect(connect_, connecting_, peer_);
+    arm(now + config_->connect_timeout_ms * kMillisecond);
+    return;
+  }
+
+  if (end_.stage == Stage::none) {
+    // Not one was tried.
+    end_.stage = Stage::connect;
+    int64_t until = INT64_MAX;
+    bool any = false;
+    for (const dns::Host& host : route_->hosts) {
+      for (const reactor::Address& address : host.addresses) {
+        const int64_t held = agent_.holds_.until(source_index_, address);
+        if (held == 0) continue;
+        any = true;
+        until = std::min(until, held);
+      }
+    }
+    if (any) {
+      const int64_t wait_ms = (until - io_.now()) / kMillisecond;
+      end_.rest_ms = wait_ms > 0 ? wait_ms + 1 : kProbedByOthersMs;
+      end_.reply = fmt::format("no address of {} answers", site_key_);
+    } else {
+      end_.reply = fmt::format("no address of {} is of a family that this source has", site_key_);
+    }
+  }
+  end_.cause = LaneEnd::Cause::failed;
+  if (refused_5xx_ && config_->bounce_on_5xx_greeting) bounce_all_by_greeting();
+  finish();
+}
+
+void Connection::on_connected(reactor::Completion& completion) {
+  timer_.cancel();
+  const reactor::Handle handle = std::exchange(connecting_, kNoHandle);
+  if (completion.result == 0 && !retired_ && !timed_out_) return start_session(handle);
+  io_.close(handle, true);
+  if (retired_) {
+    agent_.holds_.given_up(source_index_, peer_);
+    probing_ = false;
+    return finish();
+  }
+  connect_failed(timed_out_ ? "connect: timed out"
+                            : fmt::format("connect: {}", std::strerror(-completion.result)));
+}
+
+void Connection::connect_failed(std::string why) {
+  note_failure(Stage::connect, fmt::format("{}[{}]: {}", host_, peer_.to_string(), why));
+  try_next();
+}
+
+// This address is of no use now.
+void Connection::note_failure(Stage stage, std::string reply) {
+  if (probing_) {
+    ++agent_.stats_.connect_failures;
+    agent_.holds_.failed(source_index_, peer_, target_began_, io_.now(), config_->hold_ms);
+    probing_ = false;
+  }
+  end_.stage = stage;
+  end_.scope = stage == Stage::connect ? events::Scope::destination : events::Scope::source;
+  end_.reply = std::move(reply);
+  end_.mx = host_;
+  end_.peer = peer_;
+}
+
+SessionOptions Connection::session_options() const {
+  SessionOptions options;
+  options.ehlo_name = source_.ehlo_name.empty() ? config_->hostname : source_.ehlo_name;
+  options.pipelining = config_->pipelining;
+  options.chunking = config_->chunking;
+  options.uncertain = std::max(config_->uncertain_per_connection, 1u);
+  const bool limited = !route_->explicit_hop || config_->messages_per_connection_given;
+  options.messages_most = limited ? config_->messages_per_connection : 0;
+  const uint32_t learned = agent_.close_limits_.limit(site_key_, source_index_, io_.now());
+  if (learned > 0 && (options.messages_most == 0 || learned < options.messages_most)) {
+    options.messages_most = learned;
+  }
+  options.greeting_timeout_ns = config_->greeting_timeout_ms * kMillisecond;
+  options.mail_timeout_ns = config_->mail_timeout_ms * kMillisecond;
+  options.rcpt_timeout_ns = config_->rcpt_timeout_ms * kMillisecond;
+  options.data_initiation_timeout_ns = config_->data_initiation_timeout_ms * kMillisecond;
+  options.data_block_timeout_ns = config_->data_block_timeout_ms * kMillisecond;
+  options.data_done_timeout_ns = config_->data_done_timeout_ms * kMillisecond;
+  options.idle_timeout_ns = config_->idle_timeout_ms * kMillisecond;
+  return options;
+}
+
+void Connection::start_session(reactor::Handle handle) {
+  connect_ms_ = static_cast<uint32_t>((io_.now() - target_began_) / kMillisecond);
+  Result<reactor::Address> local = io_.local_address(handle);
+  local_ = local ? *local : reactor::Address{};
+  number_ = ++agent_.next_number_;
+  state_ = State::conversing;
+  session_.emplace(static_cast<SessionOwner&>(*this), session_options());
+  stream_.start(handle, reactor::BufferGroup::delivery);
+  session_->greet(io_.now(), host_);
+  after_event();
+}
+
+// ---- conversing
+
+void Connection::on_data(char* data, size_t size, reactor::BufferRef) {
+  session_->receive({data, size}, io_.now());
+  after_event();
+}
+
+void Connection::on_sent() {
+  session_->on_sent(io_.now());
+  after_event();
+}
+
+void Connection::on_end(int error) {
+  session_->on_end(error, io_.now());
+  after_event();
+}
+
+void Connection::on_timer() {
+  switch (state_) {
+    case State::starting:
+    case State::closing:
+      return;
+    case State::connecting:
+      timed_out_ = true;
+      io_.cancel(connect_);
+      return;
+    case State::conversing:
+      session_->on_timeout(io_.now());
+      return after_event();
+  }
+}
+
+void Connection::on_turn_end() {
+  if (state_ != State::conversing) return;
+  session_->on_turn_end(io_.now());
+  after_event();
+}
+
+void Connection::after_event() {
+  if (state_ != State::conversing) return;
+  if (session_->late_reply()) io_.defer(turn_end_);
+  const int64_t deadline = session_->deadline();
+  // A later deadline is left to the timer's coming too early.
+  if (!timer_.armed() || deadline < timer_.deadline) arm(deadline);
+}
+
+void Connection::arm(int64_t deadline) {
+  if (deadline == INT64_MAX) {
+    timer_.cancel();
+  } else {
+    io_.timers().arm(timer_, deadline);
+  }
+}
+
+queue::Attempt* Connection::take() {
+  if (retired_) return nullptr;
+  return agent_.dispatcher_->take(*this);
+}
+
+void Connection::finished(queue::Attempt& attempt) {
+  ++agent_.stats_.messages;
+  attempt.peer = peer_;
+  attempt.local = local_;
+  attempt.ehlo_name = source_.ehlo_name.empty() ? config_->hostname : source_.ehlo_name;
+  attempt.session = number_;
+  attempt.connect_ms = connect_ms_;
+  agent_.dispatcher_->finished(attempt);
+}
+
+void Connection::ready() {
+  ++agent_.stats_.sessions;
+  agent_.holds_.succeeded(source_index_, peer_);
+  probing_ = false;
+  agent_.dispatcher_->lane_ready(*this);
+}
+
+void Connection::send(std::span<const iovec> parts) { stream_.send(parts); }
+
+uint64_t Connection::unsent() const { return stream_.unsent(); }
+
+void Connection::over() {
+  state_ = State::closing;
+  timer_.cancel();
+  turn_end_.cancel();
+  stream_.close();
+}
+
+// ---- the end
+
+void Connection::on_closed() {
+  ASSERT(session_ && session_->state() == SessionState::over);
+  session_->settle(stream_.unsent(), io_.now());
+  const Ending ending = session_->ending();
+  const Stage stage = session_->stage();
+  const bool before_mail = stage == Stage::greeting || stage == Stage::ehlo;
+
+  if (before_mail && ending != Ending::told_to_slow && ending != Ending::done) {
+    refused_5xx_ = stage == Stage::greeting && session_->code() / 100 == 5;
+    note_failure(stage, session_->reply());
+    end_.code = session_->code();
+    end_.enhanced = session_->enhanced();
+    session_.reset();
+    if (retired_) return finish();
+    return try_next();
+  }
+
+  end_ = {};
+  switch (ending) {
+    case Ending::none:
+      UNREACHABLE();
+    case Ending::done:
+      end_.cause = LaneEnd::Cause::idle;
+      break;
+    case Ending::peer_closed:
+      end_.cause = session_->ended_idle() ? LaneEnd::Cause::idle : LaneEnd::Cause::peer_limit;
+      if (!session_->ended_idle()) {
+        agent_.close_limits_.note_close(site_key_, source_index_, session_->messages(), io_.now());
+      }
+      break;
+    case Ending::told_to_slow:
+      end_.cause = LaneEnd::Cause::told_to_slow;
+      end_.scope = session_->verdict().scope;
+      end_.rest_ms = session_->verdict().rest_ms;
+      break;
+    case Ending::lost:
+      ++agent_.stats_.lost;
+      end_.cause = LaneEnd::Cause::lost;
+      break;
+    case Ending::protocol:
+    case Ending::refused:
+      ++agent_.stats_.protocol_errors;
+      end_.cause = LaneEnd::Cause::failed;
+      break;
+  }
+  if (probing_) {  // told to slow down by the greeting: it answers, after all
+    agent_.holds_.succeeded(source_index_, peer_);
+    probing_ = false;
+  }
+  if (ending != Ending::done) {
+    end_.stage = stage;
+    end_.code = session_->code();
+    end_.enhanced = session_->enhanced();
+    end_.reply = session_->reply();
+  }
+  end_.mx = host_;
+  end_.peer = peer_;
+  end_.messages = session_->messages();
+  finish();
+}
+
+// --bounce-on-5xx-greeting: the operator wants a host that greets so to be the mail's end.
+void Connection::bounce_all_by_greeting() {
+  for (int i = 0; i < kMostGreetingBounces; ++i) {
+    queue::Attempt* attempt = agent_.dispatcher_->take(*this);
+    if (attempt == nullptr) return;
+    for (queue::RecipientResult& result : attempt->results) {
+      result.action = queue::Action::bounce;
+      result.scope = events::Scope::source;
+      result.stage = Stage::greeting;
+      result.code = end_.code;
+      result.enhanced = end_.enhanced;
+      result.bounce_class = "policy";
+      result.reply = end_.reply;
+    }
+    attempt->mx = end_.mx;
+    attempt->session_message = static_cast<uint32_t>(i) + 1;
+    attempt->transaction_ms = 0;
+    finished(*attempt);
+  }
+}
+
+void Connection::finish() {
+  if (retired_ && end_.cause == LaneEnd::Cause::failed) end_.cause = LaneEnd::Cause::idle;
+  agent_.dispatcher_->lane_closed(*this, end_);
+  agent_.closed(*this);
+}
+
+}  // namespace millrace::delivery

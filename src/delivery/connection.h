@@ -1,0 +1,109 @@
+// One lane of the queue: one connection slot of a (site, source). Tries the site's addresses in
+// turn, holds an SMTP conversation on the first that greets well, reuses it for as long as there is
+// mail, and ends with the reason.
+//
+// Everything ends in on_over or on_closed: first the socket is closed and all Ops are back, then
+// the session gives its attempts back, then either the next address is tried or the queue is told
+// that the lane is closed, which destroys it.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "config/config.h"
+#include "delivery/session.h"
+#include "dns/mx.h"
+#include "net/stream.h"
+#include "queue/agent.h"
+#include "reactor/io.h"
+
+namespace millrace::delivery {
+
+class DeliveryAgent;
+
+class Connection final : public queue::Lane, private SessionOwner, private net::StreamOwner {
+ public:
+  Connection(DeliveryAgent& agent, std::shared_ptr<const dns::Route> route,
+             std::string_view site_key, unsigned source);
+  ~Connection() override;
+
+  // ---- queue::Lane. What they ask for is done at the end of the turn.
+  void wake() override;
+  void retire() override;
+
+  // Closes at once, with a reset; what is out comes back as lost.
+  void abort();
+
+  bool connected() const { return session_.has_value(); }
+  size_t index = 0;  // in the agent's list
+
+ private:
+  // Named for the operator's log.
+  enum class State : uint8_t {
+    starting,  // opened in this turn
+    connecting,
+    conversing,  // the session's state says what about
+    closing,
+  };
+
+  void on_start_or_wake();
+  void try_next();
+  void on_connected(reactor::Completion& completion);
+  void connect_failed(std::string why);
+  void on_timer();
+  void on_turn_end();
+  void after_event();
+  void arm(int64_t deadline);
+  void start_session(reactor::Handle handle);
+  void note_failure(events::Stage stage, std::string reply);
+  void bounce_all_by_greeting();
+  void finish();  // destroys *this
+  SessionOptions session_options() const;
+
+  // ---- SessionOwner
+  queue::Attempt* take() override;
+  void finished(queue::Attempt& attempt) override;
+  void ready() override;
+  void send(std::span<const iovec> parts) override;
+  uint64_t unsent() const override;
+  void over() override;
+
+  // ---- net::StreamOwner
+  void on_data(char* data, size_t size, reactor::BufferRef buffer) override;
+  void on_sent() override;
+  void on_end(int error) override;
+  void on_closed() override;
+
+  DeliveryAgent& agent_;
+  reactor::Io& io_;
+  const config::Snapshot config_;
+  const std::shared_ptr<const dns::Route> route_;
+  const std::string site_key_;
+  const unsigned source_index_;
+  config::Source source_;
+
+  State state_ = State::starting;
+  dns::Targets targets_;
+  size_t next_target_ = 0;
+  reactor::Address peer_, local_;
+  std::string_view host_;  // the target's name, in route_
+  bool probing_ = false;   // the address holds know that we try peer_
+  int64_t target_began_ = 0, began_ = 0;
+  uint32_t connect_ms_ = 0;
+  uint64_t number_ = 0;  // of the connection, 0 before there is one
+
+  reactor::Handle connecting_ = reactor::kNoHandle;
+  reactor::Op connect_;
+  net::Stream stream_;
+  std::optional<Session> session_;
+  reactor::Timer timer_;
+  reactor::Deferred call_, turn_end_;
+  bool retired_ = false;
+  bool woken_ = false;
+  bool timed_out_ = false;
+  queue::LaneEnd end_;
+  bool refused_5xx_ = false;  // the last host refused by a 5xx greeting
+};
+
+}  // namespace millrace::delivery

@@ -1,0 +1,965 @@
+#include "delivery/session.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/assert.h"
+
+namespace millrace::delivery {
+
+using events::Stage;
+using queue::Action;
+using smtp::PeerReply;
+
+std::string_view to_string(SessionState state) {
+  switch (state) {
+    case SessionState::greeting:
+      return "waiting for the greeting";
+    case SessionState::ehlo:
+      return "sending EHLO";
+    case SessionState::helo:
+      return "sending HELO";
+    case SessionState::open:
+      return "open";
+    case SessionState::quitting:
+      return "sending QUIT";
+    case SessionState::over:
+      return "over";
+  }
+  UNREACHABLE();
+}
+
+std::string_view to_string(Ending ending) {
+  switch (ending) {
+    case Ending::none:
+      return "none";
+    case Ending::done:
+      return "done";
+    case Ending::peer_closed:
+      return "closed by the peer";
+    case Ending::refused:
+      return "refused";
+    case Ending::told_to_slow:
+      return "told to slow down";
+    case Ending::lost:
+      return "lost";
+    case Ending::protocol:
+      return "protocol error";
+  }
+  UNREACHABLE();
+}
+
+namespace {
+
+constexpr int64_t kSecond = 1'000'000'000;
+// A receiver that takes content more slowly than this on the whole is as good as dead.
+constexpr uint64_t kSlowestOctetsPerSecond = 4096;
+constexpr int64_t kQuitTimeoutNs = 5 * kSecond;
+// Messages that do not fit this receiver, bounced in a row before others get their turn.
+constexpr int kMostMisfits = 100;
+
+// What the operator reads: "while <doing>".
+std::string_view doing(Stage stage) {
+  switch (stage) {
+    case Stage::greeting:
+      return "waiting for the greeting";
+    case Stage::ehlo:
+      return "waiting for the reply to EHLO";
+    case Stage::mail:
+      return "waiting for the reply to MAIL";
+    case Stage::rcpt:
+      return "waiting for the reply to RCPT";
+    case Stage::data:
+      return "waiting for the reply to DATA";
+    case Stage::body:
+      return "sending the message";
+    case Stage::end_of_data:
+      return "waiting for the reply to the end of data";
+    case Stage::none:
+    case Stage::dns:
+    case Stage::connect:
+    case Stage::starttls:
+    case Stage::auth:
+    case Stage::quit:
+      return "idle";
+  }
+  UNREACHABLE();
+}
+
+void assign_reply(std::string& out, const PeerReply& reply) {
+  const char code[4] = {static_cast<char>('0' + reply.code / 100),
+                        static_cast<char>('0' + reply.code / 10 % 10),
+                        static_cast<char>('0' + reply.code % 10), ' '};
+  out.assign(code, sizeof(code));
+  out += reply.text;
+}
+
+void assign_enhanced(std::string& out, const PeerReply& reply) {
+  out.clear();
+  if (!reply.status.empty()) reply.status.append_to(out);
+}
+
+}  // namespace
+
+Session::Session(SessionOwner& owner, const SessionOptions& options)
+    : owner_(owner), options_(options) {
+  ASSERT(options_.uncertain >= 1);
+}
+
+Session::~Session() = default;
+
+void Session::enter(SessionState state) { state_ = state; }
+
+const mail::Envelope& Session::envelope(const Transaction& transaction) const {
+  return transaction.attempt->message->envelope;
+}
+const mail::Content& Session::content(const Transaction& transaction) const {
+  return transaction.attempt->message->content;
+}
+
+// ---- events
+
+void Session::greet(int64_t now, std::string_view mx) {
+  mx_ = mx;
+  enter(SessionState::greeting);
+  expect(Command::greeting);
+  front_since_ = now;
+  update_deadline(now);
+}
+
+void Session::receive(std::string_view bytes, int64_t now) {
+  if (state_ == SessionState::over) return;
+  if (state_ == SessionState::quitting) return;  // nobody waits for the reply to QUIT
+  if (holding_reply_) {
+    held_bytes_.append(bytes);
+    if (held_bytes_.size() > smtp::ReplyParser::kLongestReply) {
+      fail_protocol("endless replies", now);
+    }
+    return;
+  }
+  busy_ = true;
+  parse(bytes, now);
+  busy_ = false;
+  pump(now);
+}
+
+void Session::parse(std::string_view bytes, int64_t now) {
+  while (!bytes.empty() && state_ != SessionState::over) {
+    const auto outcome = parser_.next(bytes);
+    if (outcome == smtp::ReplyParser::Outcome::incomplete) return;
+    if (outcome != smtp::ReplyParser::Outcome::reply) {
+      return fail_protocol(to_string(outcome), now);
+    }
+    PeerReply& reply = parser_.reply();
+    if (!expected_empty() && reply.code != 421) {
+      const Expected& front = expected_[expected_head_];
+      const bool ends = front.command == Command::content || front.command == Command::chunk;
+      if (ends && front.transaction->end_offset > left()) {
+        // The attempt cannot be given back while its bytes are being sent. A positive reply is
+        // worse: either the completion of our send comes behind it in this very turn, or it is no
+        // reply to the data (on_turn_end).
+        holding_reply_ = true;
+        held_reply_ = std::move(reply);
+        held_bytes_.assign(bytes);
+        return;
+      }
+    }
+    on_reply(reply, now);
+  }
+}
+
+uint64_t Session::left() const { return sending_ ? written_ - owner_.unsent() : written_; }
+
+void Session::on_sent(int64_t now) {
+  ASSERT(sending_);
+  sending_ = false;
+  if (state_ == SessionState::over) return;
+  if (state_ == SessionState::quitting) return end(Ending::done, now);
+  if (!expected_empty() && current_stage() == Stage::end_of_data) front_since_ = now;
+  if (holding_reply_) {
+    holding_reply_ = false;
+    busy_ = true;
+    PeerReply reply = std::move(held_reply_);
+    const std::string bytes = std::move(held_bytes_);
+    held_bytes_.clear();
+    on_reply(reply, now);
+    parse(bytes, now);
+    busy_ = false;
+  }
+  pump(now);
+}
+
+void Session::on_turn_end(int64_t now) {
+  if (late_reply() && sending_ && state_ != SessionState::over) {
+    fail_protocol("a reply to the end of data came before it was sent", now);
+  }
+}
+
+void Session::wake(int64_t now) {
+  exhausted_ = false;
+  if (!busy_) pump(now);
+}
+
+void Session::retire(int64_t now) {
+  retiring_ = true;
+  if (!busy_) pump(now);
+}
+
+void Session::on_end(int error, int64_t now) {
+  if (state_ == SessionState::over) return;
+  if (state_ == SessionState::quitting) return end(Ending::done, now);
+  end_stage_ = current_stage();
+  end_reply_ =
+      fmt::format("connection {} while {}",
+                  error == 0 ? "closed by the peer" : std::strerror(error), doing(end_stage_));
+  end_enhanced_ = "4.4.2";
+  if (state_ != SessionState::open) return end(Ending::lost, now);
+  if (holding_reply_ && held_reply_.reply_class() > 3) {
+    // The message was refused before all of it had come.
+    refuse_all(*expected_[expected_head_].transaction, held_reply_, Stage::end_of_data);
+  }
+  if (slow_) return end(Ending::told_to_slow, now);
+  reset_ = error != 0;
+  // Between transactions: at most the envelope of one that was not answered yet. A reset says that
+  // the peer did not even read all that we sent, so content that went with an unanswered envelope
+  // changes nothing.
+  const bool between = std::all_of(
+      transactions_.begin(), transactions_.end(), [this](const Transaction* transaction) {
+        return !transaction->mail_answered && (!transaction->content_sent || reset_);
+      });
+  if (idle()) {
+    ended_idle_ = true;
+    return end(Ending::peer_closed, now);
+  }
+  end(between && messages_ > 0 ? Ending::peer_closed : Ending::lost, now);
+}
+
+void Session::on_timeout(int64_t now) {
+  if (state_ == SessionState::over || now < deadline_) return;
+  if (state_ == SessionState::quitting) return end(Ending::done, now);
+  if (resting_) {
+    resting_ = false;
+    return pump(now);
+  }
+  if (idle()) return quit(now);
+  end_stage_ = current_stage();
+  if (end_stage_ == Stage::body) {
+    const Transaction& transaction = *expected_[expected_head_].transaction;
+    const uint64_t unsent = owner_.unsent();
+    const uint64_t octets = content(transaction).wire_size(transaction.form);
+    const int64_t longest = options_.data_block_timeout_ns +
+                            static_cast<int64_t>(octets / kSlowestOctetsPerSecond) * kSecond;
+    if (unsent < last_unsent_ && now - transaction.content_ns < longest) {
+      last_unsent_ = unsent;
+      block_since_ = now;
+      return update_deadline(now);
+    }
+  }
+  end_reply_ = fmt::format("time-out while {}", doing(end_stage_));
+  end_enhanced_ = "4.4.2";
+  end(slow_ ? Ending::told_to_slow : Ending::lost, now);
+}
+
+void Session::settle(uint64_t unsent, int64_t now) {
+  ASSERT(state_ == SessionState::over);
+  const uint64_t left_at_last = written_ - std::min(unsent, written_);
+  busy_ = true;  // nothing is written any more, whoever calls back
+  while (!transactions_.empty()) {
+    Transaction& transaction = *transactions_.front();
+    abandon(transaction, transaction.content_sent && transaction.end_offset <= left_at_last, now);
+    finish(transaction, now);
+  }
+  while (!again_.empty()) {
+    transactions_.push_back(again_.back());
+    again_.pop_back();
+    finish(*transactions_.back(), now);
+  }
+  expected_.clear();
+  expected_head_ = 0;
+}
+
+// ---- send cursor
+
+void Session::pump(int64_t now) {
+  if (state_ == SessionState::over) return;
+  if (state_ == SessionState::open && !sending_) {
+    busy_ = true;
+    begin_group();
+    if (!slow_) {
+      if (capabilities_.pipelining) {
+        while (pump_pipelined(now)) {
+        }
+      } else {
+        while (pump_lockstep(now)) {
+        }
+      }
+    }
+    busy_ = false;
+    if (!commands_.empty() || !parts_.empty()) {
+      flush(now);
+    } else if (expected_empty()) {
+      if (slow_) return end(Ending::told_to_slow, now);
+      if (transactions_.empty()) {
+        if (!may_start() && again_.empty()) return quit(now);
+      }
+    }
+  }
+  update_deadline(now);
+}
+
+bool Session::may_start() const {
+  return !retiring_ && (options_.messages_most == 0 || started_ < options_.messages_most) &&
+         (capabilities_.mail_max == 0 || mails_ < capabilities_.mail_max);
+}
+
+bool Session::pump_pipelined(int64_t now) {
+  Transaction* last = transactions_.empty() ? nullptr : transactions_.back();
+  if (last == nullptr || last->content_sent) {
+    Transaction* next = start_next(now);
+    if (next == nullptr) return false;
+    if (need_reset_) write_reset();
+    write_mail(*next);
+    while (next->rcpt_sent < next->recipients) write_rcpt(*next);
+    if (next->form == mail::WireForm::data) write_data(*next);
+    return true;
+  }
+  if (last->form == mail::WireForm::data) {
+    if (!last->go_ahead) return false;
+    if (last->accepted > 0 && !last->again) {
+      write_content(*last, now);
+    } else {
+      write_lone_dot(*last);
+    }
+    return true;
+  }
+  if (last->group != group_) {
+    // Its envelope has gone ahead: its content follows only where somebody takes it.
+    if (last->rcpt_answered < last->recipients) return false;
+    if (last->accepted == 0 || last->again) {
+      need_reset_ = need_reset_ || last->mail_ok;
+      finish_or_restart(*last, now);
+      return true;
+    }
+  }
+  if (unanswered_ends_ >= options_.uncertain) return false;
+  write_content(*last, now);
+  return true;
+}
+
+bool Session::pump_lockstep(int64_t now) {
+  if (!expected_empty() || !commands_.empty()) return false;
+  Transaction* current = transactions_.empty() ? start_next(now) : transactions_.back();
+  if (current == nullptr) return false;
+  if (!current->mail_sent) {
+    if (need_reset_) {
+      write_reset();
+    } else {
+      write_mail(*current);
+    }
+    return false;
+  }
+  if (!current->mail_ok) {
+    finish_or_restart(*current, now);
+    return true;
+  }
+  if (current->rcpt_sent < current->recipients && !current->enough) {
+    write_rcpt(*current);
+    return false;
+  }
+  if (current->accepted == 0) {
+    need_reset_ = true;
+    finish(*current, now);
+    return true;
+  }
+  if (current->form == mail::WireForm::data && !current->data_sent) {
+    write_data(*current);
+  } else {
+    write_content(*current, now);
+  }
+  return false;
+}
+
+Session::Transaction* Session::start_next(int64_t now) {
+  if (!again_.empty()) {
+    Transaction* transaction = again_.front();
+    again_.erase(again_.begin());
+    transactions_.push_back(transaction);
+    return transaction;
+  }
+  for (int misfits = 0; misfits < kMostMisfits; ++misfits) {
+    if (exhausted_ || resting_ || !may_start()) return nullptr;
+    queue::Attempt* attempt = owner_.take();
+    if (attempt == nullptr) {
+      exhausted_ = true;
+      return nullptr;
+    }
+    ASSERT(!attempt->recipients.empty() && attempt->results.size() == attempt->recipients.size());
+    if (!fits(*attempt)) continue;
+
+    if (free_.empty()) {
+      pool_.push_back(std::make_unique<Transaction>());
+      free_.push_back(pool_.back().get());
+    }
+    Transaction* transaction = free_.back();
+    free_.pop_back();
+    std::vector<Answer> answers = std::move(transaction->answers);
+    *transaction = {};
+    transaction->answers = std::move(answers);
+    transaction->attempt = attempt;
+    transaction->recipients = static_cast<uint32_t>(attempt->recipients.size());
+    if (capabilities_.rcpt_max > 0 && transaction->recipients > capabilities_.rcpt_max) {
+      transaction->recipients = capabilities_.rcpt_max;
+      attempt->recipients_learned = capabilities_.rcpt_max;
+    }
+    transaction->answers.assign(transaction->recipients, Answer::none);
+    transaction->form = smtp::choose_wire_form(content(*transaction), capabilities_);
+    transaction->number = ++started_;
+    transaction->started_ns = now;
+    transactions_.push_back(transaction);
+    return transaction;
+  }
+  resting_ = true;  // on_timeout() goes on, in the next turn
+  return nullptr;
+}
+
+// Bounces what this receiver cannot take (RFC 1870 6, RFC 6152, RFC 6531).
+bool Session::fits(queue::Attempt& attempt) {
+  const mail::Envelope& envelope = attempt.message->envelope;
+  const mail::Content& content = attempt.message->content;
+  const smtp::Fit fit = smtp::check_fit(envelope, content, capabilities_);
+  std::string words;
+  std::string_view status, bounce_class;
+  switch (fit) {
+    case smtp::Fit::ok:
+      return true;
+    case smtp::Fit::too_large:
+      status = "5.3.4";
+      bounce_class = "message-too-large";
+      words = fmt::format("message of {} octets is larger than the {} that {} accepts",
+                          content.size(), capabilities_.size_limit, mx_);
+      break;
+    case smtp::Fit::needs_smtputf8:
+      status = "5.6.7";
+      bounce_class = "content-unsupported";
+      words = fmt::format("message needs SMTPUTF8, which {} does not offer", mx_);
+      break;
+    case smtp::Fit::needs_8bitmime:
+      status = "5.6.3";
+      bounce_class = "content-unsupported";
+      words = fmt::format("message has 8-bit content, and {} does not offer 8BITMIME", mx_);
+      break;
+  }
+  for (queue::RecipientResult& result : attempt.results) {
+    result.action = Action::bounce;
+    result.scope = events::Scope::message;
+    result.stage = Stage::ehlo;
+    result.code = 0;
+    result.enhanced = status;
+    result.bounce_class = bounce_class;
+    result.reply = words;
+  }
+  attempt.session_message = started_ + 1;
+  attempt.transaction_ms = 0;
+  owner_.finished(attempt);
+  return false;
+}
+
+void Session::write_reset() {
+  commands_ += smtp::kRsetLine;
+  expect(Command::rset);
+  need_reset_ = false;
+}
+
+void Session::write_mail(Transaction& transaction) {
+  smtp::append_mail(commands_, envelope(transaction), content(transaction), capabilities_);
+  transaction.mail_sent = true;
+  transaction.group = group_;
+  ++mails_;
+  expect(Command::mail, &transaction);
+}
+
+void Session::write_rcpt(Transaction& transaction) {
+  const uint32_t number = transaction.rcpt_sent++;
+  const mail::Envelope& to = envelope(transaction);
+  smtp::append_rcpt(commands_, to, to.recipients[transaction.attempt->recipients[number]],
+                    capabilities_);
+  expect(Command::rcpt, &transaction, number);
+}
+
+void Session::write_data(Transaction& transaction) {
+  commands_ += smtp::kDataLine;
+  transaction.data_sent = true;
+  expect(Command::data, &transaction);
+}
+
+void Session::write_content(Transaction& transaction, int64_t now) {
+  const mail::Content& what = content(transaction);
+  const bool chunk = transaction.form == mail::WireForm::bdat;
+  if (chunk) smtp::append_bdat(commands_, what.size(), true);
+  add_commands_part();
+  const size_t first = parts_.size();
+  what.gather(transaction.form, parts_);
+  for (size_t i = first; i < parts_.size(); ++i) written_ += parts_[i].iov_len;
+  transaction.end_offset = written_;
+  if (!chunk) {
+    commands_ += smtp::kEndOfData;
+    transaction.end_offset += smtp::kEndOfData.size();
+  }
+  transaction.content_sent = true;
+  transaction.content_ns = now;
+  ++unanswered_ends_;
+  expect(chunk ? Command::chunk : Command::content, &transaction);
+}
+
+// All recipients were refused, and a 354 came all the same: the shortest legal way on.
+void Session::write_lone_dot(Transaction& transaction) {
+  commands_ += smtp::kEndOfData;
+  transaction.content_sent = true;
+  expect(Command::lone_dot, &transaction);
+}
+
+void Session::expect(Command command, Transaction* transaction, uint32_t recipient) {
+  if (expected_empty()) front_is_new_ = true;
+  expected_.push_back({command, transaction, recipient});
+}
+
+void Session::add_commands_part() {
+  const size_t size = commands_.size() - commands_used_;
+  if (size == 0) return;
+  // The string may still move: its address is put in by flush().
+  command_parts_.push_back({parts_.size(), commands_used_});
+  parts_.push_back({nullptr, size});
+  commands_used_ = commands_.size();
+  written_ += size;
+}
+
+void Session::begin_group() {
+  ++group_;
+  commands_.clear();
+  commands_used_ = 0;
+  parts_.clear();
+  command_parts_.clear();
+}
+
+void Session::flush(int64_t now) {
+  add_commands_part();
+  for (const CommandPart& at : command_parts_) {
+    parts_[at.part].iov_base = commands_.data() + at.offset;
+  }
+  last_unsent_ = 0;
+  for (const iovec& part : parts_) last_unsent_ += part.iov_len;
+  sending_ = true;
+  block_since_ = now;
+  if (front_is_new_) front_since_ = now;
+  front_is_new_ = false;
+  owner_.send(parts_);
+}
+
+void Session::quit(int64_t now) {
+  ASSERT(!sending_ && expected_empty());
+  enter(SessionState::quitting);
+  begin_group();
+  commands_ += smtp::kQuitLine;
+  flush(now);
+  update_deadline(now);
+}
+
+// ---- receive cursor
+
+void Session::on_reply(PeerReply& reply, int64_t now) {
+  if (expected_empty()) return on_unexpected(reply, now);
+  const Stage stage = current_stage();
+  const Expected front = expected_[expected_head_++];
+  if (expected_empty()) {
+    expected_.clear();
+    expected_head_ = 0;
+  }
+  front_since_ = now;
+
+  if (reply.code == 421) {
+    const Verdict verdict = judge_reply(reply, stage);
+    closing_421_ = true;
+    if (front.transaction != nullptr && verdict.action != Action::give_back) {
+      // It closes the connection, but it is about this message.
+      Transaction& transaction = *front.transaction;
+      for (uint32_t i = 0; i < transaction.recipients; ++i) {
+        if (transaction.answers[i] == Answer::refused) continue;
+        transaction.answers[i] = Answer::refused;
+        set_result(transaction.attempt->results[i], reply, stage, verdict);
+      }
+    }
+    set_end_reply(reply, stage, verdict);
+    return end(Ending::told_to_slow, now);
+  }
+
+  switch (front.command) {
+    case Command::greeting:
+      return on_greeting(reply, now);
+    case Command::ehlo:
+    case Command::helo:
+      return on_hello(front.command, reply, now);
+    case Command::mail:
+      return on_mail(*front.transaction, reply, now);
+    case Command::rcpt:
+      return on_rcpt(*front.transaction, front.recipient, reply);
+    case Command::data:
+      return on_data(*front.transaction, reply, now);
+    case Command::content:
+    case Command::chunk:
+      return on_end_of_data(*front.transaction, front.command, reply, now);
+    case Command::lone_dot:
+      return finish_or_restart(*front.transaction, now);
+    case Command::rset:
+      if (reply.reply_class() != 2) fail_protocol("RSET was refused", now);
+      return;
+  }
+}
+
+void Session::on_unexpected(const PeerReply& reply, int64_t now) {
+  if (reply.code != 421) return fail_protocol("a reply that nothing was asked for", now);
+  const Verdict verdict = judge_reply(reply, Stage::none);
+  closing_421_ = true;
+  ended_idle_ = idle();
+  set_end_reply(reply, Stage::none, verdict);
+  // "421 4.4.2 idle too long" is how a receiver takes its leave; a policy code is not.
+  const bool leave = ended_idle_ && reply.status.subject != 7;
+  end(leave ? Ending::peer_closed : Ending::told_to_slow, now);
+}
+
+void Session::on_greeting(const PeerReply& reply, int64_t now) {
+  if (reply.code == 220) {
+    enter(SessionState::ehlo);
+    begin_group();
+    smtp::append_ehlo(commands_, options_.ehlo_name);
+    expect(Command::ehlo);
+    return flush(now);
+  }
+  if (reply.reply_class() < 4) return fail_protocol("the greeting is no 220", now);
+  const Verdict verdict = judge_reply(reply, Stage::greeting);
+  set_end_reply(reply, Stage::greeting, verdict);
+  end(verdict.slow_down ? Ending::told_to_slow : Ending::refused, now);
+}
+
+void Session::on_hello(Command command, const PeerReply& reply, int64_t now) {
+  if (reply.code == 250) {
+    if (command == Command::ehlo) capabilities_ = smtp::parse_capabilities(reply);
+    if (!options_.pipelining) capabilities_.pipelining = false;
+    if (!options_.chunking) capabilities_.chunking = false;
+    enter(SessionState::open);
+    idle_since_ = now;
+    return owner_.ready();
+  }
+  if (command == Command::ehlo && (reply.code == 500 || reply.code == 502)) {
+    enter(SessionState::helo);
+    begin_group();
+    smtp::append_helo(commands_, options_.ehlo_name);
+    expect(Command::helo);
+    return flush(now);
+  }
+  if (reply.reply_class() < 4) return fail_protocol("the reply to EHLO is no 250", now);
+  const Verdict verdict = judge_reply(reply, Stage::ehlo);
+  set_end_reply(reply, Stage::ehlo, verdict);
+  end(verdict.slow_down ? Ending::told_to_slow : Ending::refused, now);
+}
+
+void Session::on_mail(Transaction& transaction, const PeerReply& reply, int64_t now) {
+  transaction.mail_answered = true;
+  if (reply.reply_class() == 2) {
+    transaction.mail_ok = true;
+    need_reset_ = false;
+    return;
+  }
+  if (reply.reply_class() == 3) return fail_protocol("3xx in reply to MAIL", now);
+  if (reply.code == 503 && transaction.behind_failure && !transaction.started_again) {
+    // The failure of the message before it left a transaction open at the peer (RFC 3030 2).
+    transaction.again = true;
+    need_reset_ = true;
+    return;
+  }
+  refuse_all(transaction, reply, Stage::mail);
+}
+
+void Session::on_rcpt(Transaction& transaction, uint32_t recipient, const PeerReply& reply) {
+  ++transaction.rcpt_answered;
+  if (!transaction.mail_ok) return;  // the answer to MAIL has said it all
+  Answer& answer = transaction.answers[recipient];
+  if (reply.reply_class() == 2) {
+    answer = Answer::accepted;
+    ++transaction.accepted;
+    return;
+  }
+  if (means_enough(reply, transaction.accepted > 0)) {
+    answer = Answer::enough;
+    transaction.enough = true;
+    transaction.attempt->recipients_learned = transaction.accepted;
+    return;
+  }
+  const Verdict verdict = judge_reply(reply, Stage::rcpt);
+  answer = Answer::refused;
+  set_result(transaction.attempt->results[recipient], reply, Stage::rcpt, verdict);
+  if (verdict.slow_down) note_slow(reply, Stage::rcpt, verdict);
+}
+
+void Session::on_data(Transaction& transaction, const PeerReply& reply, int64_t now) {
+  if (reply.code == 354) {
+    transaction.go_ahead = true;
+    return;
+  }
+  if (reply.reply_class() < 4) return fail_protocol("the reply to DATA is no 354", now);
+  need_reset_ = need_reset_ || transaction.mail_ok;
+  if (transaction.accepted > 0) refuse_all(transaction, reply, Stage::data);
+  finish_or_restart(transaction, now);
+}
+
+void Session::on_end_of_data(Transaction& transaction, Command command, const PeerReply& reply,
+                             int64_t now) {
+  if (reply.reply_class() == 3) {
+    // The message may or may not be theirs now: settle() calls it uncertain.
+    return fail_protocol("3xx in reply to the end of data", now);
+  }
+  --unanswered_ends_;
+  const bool refused = reply.reply_class() != 2;
+  if (refused && command == Command::chunk) {
+    need_reset_ = true;
+    for (Transaction* later : transactions_) later->behind_failure = later != &transaction;
+  }
+  if (transaction.accepted == 0) return finish_or_restart(transaction, now);
+  ++messages_;
+  if (refused) {
+    refuse_all(transaction, reply, Stage::end_of_data);
+  } else {
+    for (uint32_t i = 0; i < transaction.recipients; ++i) {
+      if (transaction.answers[i] != Answer::accepted) continue;
+      queue::RecipientResult& result = transaction.attempt->results[i];
+      result.action = Action::delivered;
+      result.stage = Stage::end_of_data;
+      result.code = reply.code;
+      assign_enhanced(result.enhanced, reply);
+      assign_reply(result.reply, reply);
+    }
+  }
+  finish(transaction, now);
+}
+
+Verdict Session::judge_reply(const PeerReply& reply, Stage stage) {
+  return judge(reply, stage, mx_);
+}
+
+void Session::set_result(queue::RecipientResult& result, const PeerReply& reply, Stage stage,
+                         const Verdict& verdict) {
+  result.action = verdict.action;
+  result.scope = verdict.scope;
+  result.stage = stage;
+  result.code = reply.code;
+  assign_enhanced(result.enhanced, reply);
+  result.bounce_class = verdict.bounce_class;
+  assign_reply(result.reply, reply);
+  result.rest_ms = verdict.rest_ms;
+}
+
+// The reply is about all who were not refused one by one.
+void Session::refuse_all(Transaction& transaction, const PeerReply& reply, Stage stage) {
+  const Verdict verdict = judge_reply(reply, stage);
+  for (uint32_t i = 0; i < transaction.recipients; ++i) {
+    Answer& answer = transaction.answers[i];
+    if (stage != Stage::mail && answer != Answer::accepted) continue;
+    answer = Answer::refused;
+    set_result(transaction.attempt->results[i], reply, stage, verdict);
+  }
+  transaction.accepted = 0;
+  if (verdict.slow_down) note_slow(reply, stage, verdict);
+}
+
+void Session::finish_or_restart(Transaction& transaction, int64_t now) {
+  if (!transaction.again) return finish(transaction, now);
+  std::erase(transactions_, &transaction);
+  queue::Attempt* attempt = transaction.attempt;
+  const uint32_t number = transaction.number;
+  const uint32_t recipients = transaction.recipients;
+  const int64_t started_ns = transaction.started_ns;
+  const mail::WireForm form = transaction.form;
+  std::vector<Answer> answers = std::move(transaction.answers);
+  answers.assign(recipients, Answer::none);
+  transaction = {};
+  transaction.attempt = attempt;
+  transaction.answers = std::move(answers);
+  transaction.recipients = recipients;
+  transaction.form = form;
+  transaction.number = number;
+  transaction.started_ns = started_ns;
+  transaction.started_again = true;
+  again_.push_back(&transaction);
+}
+
+void Session::finish(Transaction& transaction, int64_t now) {
+  std::erase(transactions_, &transaction);
+  queue::Attempt& attempt = *transaction.attempt;
+  attempt.mx = mx_;
+  attempt.session_message = transaction.number;
+  attempt.transaction_ms = static_cast<uint32_t>(
+      std::clamp<int64_t>((now - transaction.started_ns) / 1'000'000, 0, UINT32_MAX));
+  transaction.attempt = nullptr;
+  free_.push_back(&transaction);
+  idle_since_ = now;
+  owner_.finished(attempt);
+}
+
+// Results for those who have none, because the conversation is over.
+void Session::abandon(Transaction& transaction, bool end_left, int64_t now) {
+  for (uint32_t i = 0; i < transaction.recipients; ++i) {
+    const Answer answer = transaction.answers[i];
+    if (answer == Answer::refused || answer == Answer::enough) continue;
+    queue::RecipientResult& result = transaction.attempt->results[i];
+    result.stage = end_stage_;
+    result.code = 0;
+    if (end_left && !closing_421_ && (transaction.mail_answered || !reset_)) {
+      // Also when not even MAIL was answered: the peer closed knowing all of it.
+      result.action = Action::uncertain;
+      result.stage = Stage::end_of_data;
+      result.enhanced = "4.4.2";
+      result.bounce_class = "connection";
+      result.reply = fmt::format("{}; it may have been delivered", end_reply_);
+    } else if (!transaction.mail_ok || closing_421_ || ending_ == Ending::told_to_slow) {
+      result.action = Action::give_back;
+    } else {
+      result.action = Action::defer;
+      result.enhanced = end_enhanced_;
+      result.bounce_class = "connection";
+      result.reply = end_reply_;
+    }
+  }
+}
+
+// ---- the end
+
+void Session::set_end_reply(const PeerReply& reply, Stage stage, const Verdict& verdict) {
+  end_stage_ = stage;
+  end_code_ = reply.code;
+  assign_enhanced(end_enhanced_, reply);
+  assign_reply(end_reply_, reply);
+  end_verdict_ = verdict;
+}
+
+void Session::note_slow(const PeerReply& reply, Stage stage, const Verdict& verdict) {
+  if (slow_) return;
+  slow_ = true;
+  set_end_reply(reply, stage, verdict);
+}
+
+void Session::fail_protocol(std::string_view why, int64_t now) {
+  end_stage_ = current_stage();
+  end_code_ = 0;
+  end_enhanced_ = "4.5.0";
+  end_reply_ = fmt::format("{} while {}", why, doing(end_stage_));
+  end(Ending::protocol, now);
+}
+
+void Session::end(Ending ending, int64_t now) {
+  ASSERT(state_ != SessionState::over);
+  enter(SessionState::over);
+  ending_ = ending;
+  holding_reply_ = false;
+  deadline_ = INT64_MAX;
+  owner_.over();
+}
+
+Stage Session::current_stage() const {
+  switch (state_) {
+    case SessionState::greeting:
+      return Stage::greeting;
+    case SessionState::ehlo:
+    case SessionState::helo:
+      return Stage::ehlo;
+    case SessionState::quitting:
+      return Stage::quit;
+    case SessionState::open:
+    case SessionState::over:
+      break;
+  }
+  if (expected_empty()) return transactions_.empty() ? Stage::none : Stage::data;
+  const Expected& front = expected_[expected_head_];
+  switch (front.command) {
+    case Command::greeting:
+      return Stage::greeting;
+    case Command::ehlo:
+    case Command::helo:
+      return Stage::ehlo;
+    case Command::mail:
+    case Command::rset:
+      return Stage::mail;
+    case Command::rcpt:
+      return Stage::rcpt;
+    case Command::data:
+      return Stage::data;
+    case Command::lone_dot:
+      return Stage::end_of_data;
+    case Command::content:
+    case Command::chunk:
+      return front.transaction->end_offset > left() ? Stage::body : Stage::end_of_data;
+  }
+  UNREACHABLE();
+}
+
+void Session::update_deadline(int64_t now) {
+  switch (state_) {
+    case SessionState::greeting:
+      deadline_ = front_since_ + options_.greeting_timeout_ns;
+      return;
+    case SessionState::ehlo:
+    case SessionState::helo:
+      deadline_ = front_since_ + options_.mail_timeout_ns;
+      return;
+    case SessionState::quitting:
+      deadline_ = block_since_ + kQuitTimeoutNs;
+      return;
+    case SessionState::over:
+      deadline_ = INT64_MAX;
+      return;
+    case SessionState::open:
+      break;
+  }
+  if (resting_ && !sending_) {
+    deadline_ = now;
+    return;
+  }
+  if (expected_empty()) {
+    deadline_ = (transactions_.empty() ? idle_since_ : front_since_) +
+                (transactions_.empty() ? options_.idle_timeout_ns : options_.mail_timeout_ns);
+    return;
+  }
+  const Expected& front = expected_[expected_head_];
+  switch (front.command) {
+    case Command::content:
+    case Command::chunk:
+      deadline_ = current_stage() == Stage::body ? block_since_ + options_.data_block_timeout_ns
+                                                 : front_since_ + options_.data_done_timeout_ns;
+      return;
+    case Command::lone_dot:
+      deadline_ = front_since_ + options_.data_done_timeout_ns;
+      return;
+    case Command::data:
+      deadline_ = front_since_ + options_.data_initiation_timeout_ns;
+      break;
+    case Command::rcpt:
+      deadline_ = front_since_ + options_.rcpt_timeout_ns;
+      break;
+    case Command::mail:
+    case Command::rset:
+    case Command::greeting:
+    case Command::ehlo:
+    case Command::helo:
+      deadline_ = front_since_ + options_.mail_timeout_ns;
+      break;
+  }
+  // A hundred recipients answered one time-out apart would hold the slot for a day.
+  if (front.transaction != nullptr) {
+    const int64_t begun = std::max(front.transaction->started_ns, idle_since_);
+    deadline_ =
+        std::min(deadline_, begun + options_.mail_timeout_ns + 4 * options_.rcpt_timeout_ns +
+                                options_.data_initiation_timeout_ns);
+  }
+}
+
+}  // namespace millrace::delivery
