@@ -423,7 +423,12 @@ reactor::Task<bool> Log::wipe(uint32_t generation) {
       make_free_header(settings_.uuid, generation, at->size, io_.wall_ms(), block.data());
       reactor::Alignment alignment = io_.alignment(*handle);
       uint32_t align = std::max({1u, alignment.memory, alignment.offset});
-      result = co_await write_all(io_, *handle, block.data(), 2 * kBlock, 0, true, align);
+      // First the header, then the block after it: were they written together and torn, the segment
+      // could look like one in use whose first batch is damaged.
+      result = co_await write_all(io_, *handle, block.data(), kBlock, 0, true, align);
+      if (result == 0) {
+        result = co_await write_all(io_, *handle, block.data() + kBlock, kBlock, kBlock, true, align);
+      }
       io_.close(*handle);
     }
   }

@@ -195,7 +195,7 @@ reactor::Task<bool> Recovery::load(Source* source, Loaded* loaded, bool again) {
     if (by_index && !refused.empty()) loaded->status = fail(refused);
     if (!by_index) {
       loaded->records.clear();
-      if (!again) remark(fmt::format("{}: damaged index, its batches are read instead", file.name));
+      if (!again) remark(fmt::format("{}: incomplete or damaged index, its batches are read instead", file.name));
     }
   }
   if (!by_index) {
@@ -370,7 +370,7 @@ void Recovery::finish() {
 reactor::Task<Status> Recovery::run(std::vector<Directory::File>* files) {
   int64_t started = io_.now();
   for (Directory::File& file : *files) {
-    if (file.verdict == HeaderVerdict::damaged && !file.fresh) co_await salvage(&file);
+    if (file.verdict == HeaderVerdict::damaged) co_await salvage(&file);
   }
   Status status = classify(*files);
   if (!status.ok()) co_return status;
