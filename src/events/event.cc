@@ -266,60 +266,6 @@ std::string_view to_string(Type type) {
   UNREACHABLE();
 }
 
-std::string_view to_string(Scope scope) {
-  switch (scope) {
-    case Scope::none:
-      return "none";
-    case Scope::recipient:
-      return "recipient";
-    case Scope::message:
-      return "message";
-    case Scope::transaction:
-      return "transaction";
-    case Scope::sender_domain:
-      return "sender_domain";
-    case Scope::source:
-      return "source";
-    case Scope::destination:
-      return "destination";
-    case Scope::provider:
-      return "provider";
-  }
-  UNREACHABLE();
-}
-
-std::string_view to_string(Stage stage) {
-  switch (stage) {
-    case Stage::none:
-      return "none";
-    case Stage::dns:
-      return "dns";
-    case Stage::connect:
-      return "connect";
-    case Stage::greeting:
-      return "greeting";
-    case Stage::ehlo:
-      return "ehlo";
-    case Stage::starttls:
-      return "starttls";
-    case Stage::auth:
-      return "auth";
-    case Stage::mail:
-      return "mail";
-    case Stage::rcpt:
-      return "rcpt";
-    case Stage::data:
-      return "data";
-    case Stage::body:
-      return "body";
-    case Stage::end_of_data:
-      return "end_of_data";
-    case Stage::quit:
-      return "quit";
-  }
-  UNREACHABLE();
-}
-
 void encode(const Event& event, std::string& out) {
   const std::string_view texts[] = {
       event.reverse_path, event.recipient, event.message_id, event.envid,    event.orcpt,

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "base/result.h"
+#include "dsn/scope.h"
 #include "mail/spool_id.h"
 
 namespace millrace::events {
@@ -17,13 +18,10 @@ enum class Type : uint8_t {
 };
 std::string_view to_string(Type type);
 
-// Whom a reply is about (docs/delivery): only that scope slows down.
-enum class Scope : uint8_t { none, recipient, message, transaction, sender_domain, source, destination, provider };
-std::string_view to_string(Scope scope);
-
-// Where in the conversation it happened.
-enum class Stage : uint8_t { none, dns, connect, greeting, ehlo, starttls, auth, mail, rcpt, data, body, end_of_data, quit };
-std::string_view to_string(Stage stage);
+// Whom it is about, and where in the conversation it happened.
+using dsn::Scope;
+using dsn::Stage;
+using dsn::to_string;
 
 struct Event {
   Type type = Type::received;
