@@ -380,8 +380,8 @@ TEST_P(NetTest, ACloseEndsWhateverIsGoingOn) {
   for (int round = 0; round < 40; ++round) {
     Peer near(*io), peer(*far);
     connect(near, peer);
-    near.send(pattern(1 << 20));
-    peer.send(pattern(1 << 20, 1));
+    near.send(pattern(300'000));
+    peer.send(pattern(300'000, 1));
     if (world.chance().chance(0.3)) peer.stream.pause();
     if (world.chance().chance(0.3)) near.stream.pause();
     world.run_for(static_cast<int64_t>(world.chance().below(5'000'000)));
