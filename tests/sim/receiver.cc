@@ -1,0 +1,295 @@
+#include "receiver.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+
+namespace millrace::sim {
+namespace {
+
+bool begins_with(std::string_view line, std::string_view verb) {
+  if (line.size() < verb.size()) return false;
+  for (size_t i = 0; i < verb.size(); ++i) {
+    if ((line[i] & ~0x20) != (verb[i] & ~0x20)) return false;
+  }
+  return true;
+}
+
+std::string path_of(std::string_view line) {
+  size_t open = line.find('<'), close = line.find('>', open);
+  if (open == std::string_view::npos || close == std::string_view::npos) return "";
+  return std::string(line.substr(open + 1, close - open - 1));
+}
+
+constexpr size_t kMostLine = 4096;
+
+}  // namespace
+
+// One connection.
+class Receiver::Session final : public net::StreamOwner {
+ public:
+  Session(Receiver& receiver, reactor::Handle handle)
+      : receiver_(receiver), stream_(receiver.io_, *this) {
+    timer_.bind<&Session::on_reply_due>(this);
+    stream_.start(handle, reactor::BufferGroup::control);
+    if (chance(receiver.behaviour.refuse_greeting)) {
+      reply("421 4.3.2 too busy\r\n");
+      quit_ = true;
+    } else {
+      reply("220 receiver.example ESMTP\r\n");
+    }
+  }
+
+  void close(bool reset) {
+    if (!stream_.closing()) stream_.close(reset);
+  }
+  std::list<std::unique_ptr<Session>>::iterator place;
+
+ private:
+  bool chance(double probability) {
+    return probability > 0 && receiver_.chance_.chance(probability);
+  }
+
+  void on_data(char* data, size_t size, reactor::BufferRef) override {
+    if (quit_) return;
+    in_.append(data, size);
+    parse();
+  }
+
+  void on_sent() override {
+    sending_.clear();
+    if (reset_after_send_) {
+      close(true);
+    } else {
+      pump();
+    }
+  }
+
+  void on_end(int error) override {
+    broken_ = error != 0;
+    close(false);
+  }
+
+  void on_closed() override {
+    timer_.cancel();
+    for (size_t i = 0; i < replied_.size(); ++i) {
+      // After QUIT the relay has read every reply. Otherwise it has read those before the last two, since
+      // it runs at most one message ahead.
+      replied_[i].copy = !quit_seen_ && i + 2 >= replied_.size() ? Copy::uncertain : Copy::acknowledged;
+      if (receiver_.on_message) receiver_.on_message(replied_[i]);
+    }
+    receiver_.sessions_.erase(place);  // destroys *this
+  }
+
+  void parse() {
+    size_t at = 0;
+    while (!quit_ && !stream_.closing()) {
+      if (chunk_left_ > 0 || chunk_open_) {
+        size_t n = std::min<uint64_t>(chunk_left_, in_.size() - at);
+        message_.content.append(in_, at, n);
+        at += n;
+        chunk_left_ -= n;
+        if (chunk_left_ > 0) break;
+        chunk_open_ = false;
+        if (chunk_last_) {
+          end_of_data();
+        } else {
+          reply("250 2.0.0 chunk\r\n");
+        }
+        continue;
+      }
+      size_t end = in_.find("\r\n", at);
+      if (end == std::string::npos) {
+        if (in_.size() - at > kMostLine) close(true);
+        break;
+      }
+      std::string_view line = std::string_view(in_).substr(at, end - at);
+      at = end + 2;
+      if (in_data_) {
+        data_line(line);
+      } else {
+        command(line);
+      }
+    }
+    in_.erase(0, at);
+  }
+
+  void data_line(std::string_view line) {
+    if (line == ".") {
+      in_data_ = false;
+      end_of_data();
+      return;
+    }
+    if (line.starts_with('.')) line.remove_prefix(1);
+    message_.content.append(line).append("\r\n");
+  }
+
+  void command(std::string_view line) {
+    const ReceiverBehaviour& behaviour = receiver_.behaviour;
+    if (chance(behaviour.drop_anywhere)) return close(receiver_.chance_.chance(0.5));
+    if (begins_with(line, "EHLO")) {
+      std::string text = "250-receiver.example\r\n";
+      if (behaviour.pipelining) text += "250-PIPELINING\r\n";
+      if (behaviour.chunking) text += "250-CHUNKING\r\n";
+      if (behaviour.dsn) text += "250-DSN\r\n";
+      text += fmt::format("250-SIZE {}\r\n250-ENHANCEDSTATUSCODES\r\n250 8BITMIME\r\n", behaviour.size);
+      forget();
+      reply(std::move(text));
+    } else if (begins_with(line, "HELO")) {
+      forget();
+      reply("250 receiver.example\r\n");
+    } else if (begins_with(line, "MAIL FROM:")) {
+      if (have_mail_) return reply("503 5.5.1 nested MAIL\r\n");
+      forget();
+      have_mail_ = true;
+      message_.reverse_path = path_of(line);
+      reply("250 2.1.0 ok\r\n");
+    } else if (begins_with(line, "RCPT TO:")) {
+      recipient(path_of(line));
+    } else if (begins_with(line, "DATA")) {
+      if (message_.recipients.empty()) return reply("503 5.5.1 no recipients\r\n");
+      in_data_ = true;
+      reply("354 go on\r\n");
+    } else if (begins_with(line, "BDAT ")) {
+      chunk(line.substr(5));
+    } else if (begins_with(line, "RSET")) {
+      forget();
+      reply("250 2.0.0 ok\r\n");
+    } else if (begins_with(line, "NOOP")) {
+      reply("250 2.0.0 ok\r\n");
+    } else if (begins_with(line, "QUIT")) {
+      reply("221 2.0.0 bye\r\n");
+      quit_ = quit_seen_ = true;
+    } else {
+      reply("500 5.5.2 what\r\n");
+    }
+  }
+
+  void recipient(std::string path) {
+    const ReceiverBehaviour& behaviour = receiver_.behaviour;
+    if (!have_mail_) return reply("503 5.5.1 MAIL first\r\n");
+    std::string answer = behaviour.on_recipient ? behaviour.on_recipient(path) : std::string();
+    if (answer.empty() && chance(behaviour.defer_recipient)) answer = "451 4.7.1 greylisted";
+    if (answer.empty() && chance(behaviour.reject_recipient)) answer = "550 5.1.1 no such user";
+    if (answer.empty()) answer = "250 2.1.5 ok";
+    if (answer.starts_with('2')) message_.recipients.push_back(std::move(path));
+    reply(answer + "\r\n");
+  }
+
+  void chunk(std::string_view rest) {
+    uint64_t size = 0;
+    auto [end, problem] = std::from_chars(rest.data(), rest.data() + rest.size(), size);
+    if (problem != std::errc()) return reply("501 5.5.4 size\r\n");
+    std::string_view last = rest.substr(static_cast<size_t>(end - rest.data()));
+    message_.chunked = true;
+    chunk_left_ = size;
+    chunk_open_ = true;
+    chunk_last_ = begins_with(last, " LAST");
+  }
+
+  void end_of_data() {
+    const ReceiverBehaviour& behaviour = receiver_.behaviour;
+    if (!have_mail_ || message_.recipients.empty()) {
+      // The chunks of a transaction without recipients are read and refused.
+      forget();
+      return reply("503 5.5.1 no recipients\r\n");
+    }
+    if (chance(behaviour.defer_data)) {
+      forget();
+      return reply("451 4.3.0 later\r\n");
+    }
+    if (chance(behaviour.reject_data)) {
+      forget();
+      return reply("554 5.7.1 no\r\n");
+    }
+    ++receiver_.messages_total;
+    message_.at_ns = receiver_.io_.now();
+    if (chance(behaviour.drop_unreplied)) {
+      message_.copy = Copy::unreplied;
+      if (receiver_.on_message) receiver_.on_message(message_);
+      forget();
+      return close(receiver_.chance_.chance(0.5));
+    }
+    replied_.push_back(std::move(message_));
+    forget();
+    reply("250 2.0.0 taken\r\n");
+    if (chance(behaviour.drop_replied)) quit_ = reset_after_send_ = true;
+  }
+
+  void forget() {
+    message_ = {};
+    have_mail_ = false;
+  }
+
+  // Replies leave in order, after a delay.
+  void reply(std::string text) {
+    waiting_ += text;
+    pump();
+  }
+
+  void pump() {
+    if (waiting_.empty()) {
+      if (quit_ && sending_.empty()) close(false);
+      return;
+    }
+    if (timer_.armed() || !sending_.empty() || !stream_.open()) return;
+    const ReceiverBehaviour& behaviour = receiver_.behaviour;
+    auto spread = static_cast<uint64_t>(behaviour.reply_delay_max_ns - behaviour.reply_delay_min_ns);
+    int64_t delay = behaviour.reply_delay_min_ns +
+                    static_cast<int64_t>(receiver_.chance_.below(spread + 1));
+    receiver_.io_.timers().arm(timer_, receiver_.io_.now() + delay);
+  }
+
+  void on_reply_due() {
+    if (!stream_.open() || broken_) return;
+    sending_ = std::move(waiting_);
+    waiting_.clear();
+    iovec part{sending_.data(), sending_.size()};
+    stream_.send({&part, 1});
+  }
+
+  Receiver& receiver_;
+  net::Stream stream_;
+  reactor::Timer timer_;
+  std::string in_;
+  std::string waiting_, sending_;
+  ReceivedMessage message_;
+  std::vector<ReceivedMessage> replied_;
+  uint64_t chunk_left_ = 0;
+  bool have_mail_ = false;
+  bool in_data_ = false;
+  bool chunk_open_ = false;
+  bool chunk_last_ = false;
+  bool quit_ = false;
+  bool reset_after_send_ = false;
+  bool broken_ = false;
+  bool quit_seen_ = false;
+};
+
+Receiver::Receiver(reactor::Io& io, uint64_t seed, ReceiverBehaviour with)
+    : behaviour(std::move(with)), io_(io), chance_(seed), listener_(io, *this) {}
+
+Receiver::~Receiver() = default;
+
+Status Receiver::listen(const reactor::Address& address) {
+  reactor::ListenOptions options;
+  options.address = address;
+  Status status = listener_.open(options);
+  listening_ = status.ok();
+  return status;
+}
+
+void Receiver::close() {
+  if (listener_.is_open()) listener_.close();
+  for (auto& session : sessions_) session->close(true);
+}
+
+void Receiver::on_accepted(reactor::Handle handle) {
+  auto place = sessions_.insert(sessions_.end(), std::make_unique<Session>(*this, handle));
+  (*place)->place = place;
+  ++connections_total;
+  connections_most = std::max(connections_most, sessions_.size());
+}
+
+}  // namespace millrace::sim

@@ -1,0 +1,84 @@
+// A scripted receiving mail server on a simulated host: speaks SMTP as it is told to, misbehaves at the
+// rates it is given, and keeps what it got. Its own parser, deliberately simple and apart from src/smtp, so
+// that a mistake there does not cancel out.
+//
+// Limits: no TLS, no AUTH; a command line over 4 KiB ends the session.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/prng.h"
+#include "ledger.h"
+#include "net/listener.h"
+#include "net/stream.h"
+
+namespace millrace::sim {
+
+struct ReceiverBehaviour {
+  bool pipelining = true;
+  bool chunking = true;
+  bool dsn = false;
+  uint64_t size = 52'428'800;
+  int64_t reply_delay_min_ns = 0;
+  int64_t reply_delay_max_ns = 2'000'000;
+  // Chances.
+  double refuse_greeting = 0;   // 421 and close
+  double defer_recipient = 0;   // 451 to RCPT
+  double reject_recipient = 0;  // 550 to RCPT
+  double defer_data = 0;        // 451 to the end of data
+  double reject_data = 0;       // 554 to the end of data
+  double drop_unreplied = 0;    // takes the message and goes without a reply
+  double drop_replied = 0;      // replies 250 and resets at once: the reply may be lost
+  double drop_anywhere = 0;     // per command: closes
+  // Overrides the reply to RCPT when it returns one: "550 5.1.1 no such user".
+  std::function<std::string(std::string_view recipient)> on_recipient;
+};
+
+struct ReceivedMessage {
+  std::string reverse_path;
+  std::vector<std::string> recipients;
+  std::string content;  // as it stands before dot-stuffing
+  bool chunked = false;
+  Copy copy = Copy::unreplied;
+  int64_t at_ns = 0;
+};
+
+class Receiver final : private net::ListenerOwner {
+ public:
+  Receiver(reactor::Io& io, uint64_t seed, ReceiverBehaviour behaviour = {});
+  // Destroy it after close() has been waited for, or after a crash of its host.
+  ~Receiver();
+  Status listen(const reactor::Address& address);
+  // Stops listening and resets every session; closed() when all of it is done.
+  void close();
+  bool closed() const { return sessions_.empty() && !listening_; }
+
+  ReceiverBehaviour behaviour;
+  // Called when the fate of a copy is known: after its connection has ended, for one that was replied to.
+  std::function<void(const ReceivedMessage&)> on_message;
+  // What it saw.
+  size_t connections_now() const { return sessions_.size(); }
+  size_t connections_most = 0;
+  size_t connections_total = 0;
+  size_t messages_total = 0;
+
+ private:
+  class Session;
+  void on_accepted(reactor::Handle handle) override;
+  void on_accept_error(int) override {}
+  void on_listener_closed() override { listening_ = false; }
+
+  reactor::Io& io_;
+  Prng chance_;
+  net::Listener listener_;
+  bool listening_ = false;
+  std::list<std::unique_ptr<Session>> sessions_;
+};
+
+}  // namespace millrace::sim
