@@ -60,45 +60,68 @@ Masks masks_portable(const char* block) {
   return masks;
 }
 
-#if defined(__AVX2__)
-
 namespace {
 
-inline uint64_t equal_mask(__m256i low, __m256i high, char c) {
-  const __m256i wanted = _mm256_set1_epi8(c);
-  const auto low_bits = static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(low, wanted)));
-  const auto high_bits =
-      static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_cmpeq_epi8(high, wanted)));
-  return low_bits | (uint64_t{high_bits} << 32);
-}
+// 64 octets to be compared. `Ored` gathers octets over many blocks, to ask once whether any was high.
+#if defined(__AVX2__)
 
-inline Masks make_masks(const char* block) {
-  const auto* at = reinterpret_cast<const __m256i*>(block);
-  const __m256i low = _mm256_loadu_si256(at);
-  const __m256i high = _mm256_loadu_si256(at + 1);
-  Masks masks;
-  masks.cr = equal_mask(low, high, '\r');
-  masks.lf = equal_mask(low, high, '\n');
-  masks.dot = equal_mask(low, high, '.');
-  masks.nul = equal_mask(low, high, '\0');
-  masks.high = static_cast<uint32_t>(_mm256_movemask_epi8(low)) |
-               (uint64_t{static_cast<uint32_t>(_mm256_movemask_epi8(high))} << 32);
-  return masks;
-}
+class Block {
+ public:
+  using Ored = __m256i;
+  static Ored nothing() { return _mm256_setzero_si256(); }
+  static bool any_high(Ored ored) { return _mm256_movemask_epi8(ored) != 0; }
 
-}  // namespace
+  explicit Block(const char* at)
+      : low_(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))),
+        high_(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 32))) {}
+  uint64_t equal(char c) const {
+    const __m256i wanted = _mm256_set1_epi8(c);
+    return join(_mm256_cmpeq_epi8(low_, wanted), _mm256_cmpeq_epi8(high_, wanted));
+  }
+  uint64_t high() const { return join(low_, high_); }
+  bool any_nul() const {
+    const __m256i zero = _mm256_setzero_si256();
+    return _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_min_epu8(low_, high_), zero)) != 0;
+  }
+  void or_into(Ored& ored) const { ored = _mm256_or_si256(ored, _mm256_or_si256(low_, high_)); }
 
-Masks masks_fast(const char* block) { return make_masks(block); }
+ private:
+  static uint64_t join(__m256i low, __m256i high) {
+    return static_cast<uint32_t>(_mm256_movemask_epi8(low)) |
+           (uint64_t{static_cast<uint32_t>(_mm256_movemask_epi8(high))} << 32);
+  }
+  __m256i low_, high_;
+};
 
 #else
 
-namespace {
-inline Masks make_masks(const char* block) { return masks_portable(block); }
-}  // namespace
+class Block {
+ public:
+  using Ored = uint64_t;
+  static Ored nothing() { return 0; }
+  static bool any_high(Ored ored) { return ored != 0; }
 
-Masks masks_fast(const char* block) { return masks_portable(block); }
+  explicit Block(const char* at) : masks_(masks_portable(at)) {}
+  uint64_t equal(char c) const {
+    return c == '\r' ? masks_.cr : c == '\n' ? masks_.lf : c == '.' ? masks_.dot : masks_.nul;
+  }
+  uint64_t high() const { return masks_.high; }
+  bool any_nul() const { return masks_.nul != 0; }
+  void or_into(Ored& ored) const { ored |= masks_.high; }
+
+ private:
+  Masks masks_;
+};
 
 #endif
+
+Masks make_masks(const Block& block) {
+  return {block.equal('\r'), block.equal('\n'), block.equal('.'), block.equal('\0'), block.high()};
+}
+
+}  // namespace
+
+Masks masks_fast(const char* block) { return make_masks(Block(block)); }
 
 ContentScanner::ContentScanner(bool stuffed, uint64_t max_size) : max_size_(max_size) {
   facts_.stuffed = stuffed;
@@ -139,7 +162,7 @@ size_t ContentScanner::scan(const char* data, size_t size, bool& found_end) {
   while (used < size && !found_end) {
     const uint64_t before = offset_;
     const size_t start = used;
-    used = scan_blocks(data, size, start, found_end);
+    used = scan_strip(data, size, start, found_end);
     // What may be the final dot stays out of the sum until it is known not to be.
     const uint64_t sure = dot_ == Dot::none ? offset_ : std::min(offset_, dot_offset_);
     if (sure > before) facts_.crc = crc32c(facts_.crc, data + start, sure - before);
@@ -150,97 +173,119 @@ size_t ContentScanner::scan(const char* data, size_t size, bool& found_end) {
 }
 
 // One strip from `start`, or up to the end of data. Returns where it stopped.
-size_t ContentScanner::scan_blocks(const char* data, size_t size, size_t start, bool& found_end) {
+size_t ContentScanner::scan_strip(const char* data, size_t size, size_t start, bool& found_end) {
   const size_t stop = std::min(size, start + kStrip);
-  const bool stuffed = facts_.stuffed;
   size_t at = start;
-  uint64_t high = 0;
-  // Kept in registers over the loop.
-  uint64_t offset = offset_;
-  uint64_t line_start = line_start_;
+  while (at < stop && !found_end) {
+    at = pass_plain_blocks(data, at, stop);
+    if (at < stop) at += scan_block(data, size, at, std::min(kBlock, stop - at), found_end);
+  }
+  return at;
+}
+
+// The common case: whole blocks in which every CR is followed by an LF and every LF follows a CR, with
+// no NUL, no dot at the start of a line, and no line that may be too long. Stops before the first other.
+size_t ContentScanner::pass_plain_blocks(const char* data, size_t at, size_t stop) {
+  const size_t start = at;
+  const uint64_t base = offset_;
+  // Where the line began, relative to `data`; it may be before it.
+  int64_t line_start = static_cast<int64_t>(start) - static_cast<int64_t>(base - line_start_);
   uint64_t after_cr = after_cr_;
   uint64_t at_line_start = at_line_start_;
-  while (at < stop) {
-    Masks masks;
-    size_t valid = kBlock;
-    if (stop - at >= kBlock) [[likely]] {
-      masks = make_masks(data + at);
-    } else {
-      valid = stop - at;
-      char padded[kBlock];
-      std::memset(padded, 'x', kBlock);
-      std::memcpy(padded, data + at, valid);
-      masks = make_masks(padded);
+  uint64_t lines = 0;
+  Block::Ored ored = Block::nothing();
+  for (; stop - at >= kBlock; at += kBlock) {
+    const Block block(data + at);
+    const uint64_t cr = block.equal('\r');
+    const uint64_t lf = block.equal('\n');
+    const uint64_t dots = block.equal('.') & ((lf << 1) | at_line_start);
+    const uint64_t unpaired = lf ^ ((cr << 1) | after_cr);
+    const int64_t end = static_cast<int64_t>(at + kBlock);
+    if ((dots | unpaired) != 0 || block.any_nul() || end - line_start > kLongestTextLine)
+        [[unlikely]] {
+      break;
     }
-    const uint64_t known = below(valid);
-    const uint64_t expected_lf = (masks.cr << 1) | after_cr;
-    const uint64_t crlf = masks.lf & expected_lf;
-    const uint64_t bare_lf = masks.lf & ~expected_lf;
-    const uint64_t bare_cr = expected_lf & ~masks.lf & known;  // the octet after it
-    const uint64_t dots = masks.dot & ((crlf << 1) | at_line_start);
-    if (stuffed && (dots & 1)) line_start = offset + 1;
-
-    size_t end = valid;  // of the content within this block
-    if (dots) [[unlikely]] {
-      for (uint64_t rest = dots; rest; rest &= rest - 1) {
-        const size_t bit = lowest(rest);
-        const size_t dot = at + bit;
-        if (stuffed) {
-          // The next two octets decide; they may lie in the next block, or in the next piece.
-          if (dot + 1 == size) {
-            dot_ = Dot::seen;
-            dot_offset_ = offset + bit;
-            continue;
-          }
-          if (data[dot + 1] == '\r') {
-            if (dot + 2 == size) {
-              dot_ = Dot::seen_cr;
-              dot_offset_ = offset + bit;
-              continue;
-            }
-            if (data[dot + 2] == '\n') {
-              found_end = true;
-              end = bit;
-              break;
-            }
-          }
-        }
-        add_dot(offset + bit);
-      }
-    }
-    const uint64_t content = below(end);
-    high |= masks.high & content;
-    if (facts_.fault == LineFault::none &&
-        (((bare_lf | bare_cr | masks.nul) & content) != 0 ||
-         offset + end > line_start + kLongestTextLine)) [[unlikely]] {
-      offset_ = offset;
-      line_start_ = line_start;
-      find_fault(masks, end, bare_lf & content, bare_cr & content, crlf & content,
-                 stuffed ? dots & content : 0);
-    }
-    lines_ += static_cast<uint64_t>(std::popcount(crlf & content));
-    if (found_end) {
-      if (high) facts_.eight_bit = true;
-      offset_ = offset + end;
-      end_at(offset_);
-      return at + end + 3;
-    }
-    if (crlf) {
-      const size_t last = highest(crlf);
-      line_start = offset + last + 1;
-      if (stuffed && last < 63 && ((dots >> (last + 1)) & 1)) ++line_start;
-    }
-    after_cr = (masks.cr >> (valid - 1)) & 1;
-    at_line_start = (crlf >> (valid - 1)) & 1;
-    offset += valid;
-    at += valid;
+    block.or_into(ored);
+    lines += static_cast<uint64_t>(std::popcount(lf));
+    if (lf) line_start = end - std::countl_zero(lf);
+    after_cr = cr >> 63;
+    at_line_start = lf >> 63;
   }
-  if (high) facts_.eight_bit = true;
-  offset_ = offset;
-  line_start_ = line_start;
+  if (at == start) return at;
+  if (Block::any_high(ored)) facts_.eight_bit = true;
+  offset_ = base + (at - start);
+  line_start_ = offset_ - static_cast<uint64_t>(static_cast<int64_t>(at) - line_start);
+  lines_ += lines;
   after_cr_ = after_cr;
   at_line_start_ = at_line_start;
   return at;
+}
+
+// Any block, the last short one of a piece too. Returns how many octets were used.
+size_t ContentScanner::scan_block(const char* data, size_t size, size_t at, size_t valid,
+                                  bool& found_end) {
+  const bool stuffed = facts_.stuffed;
+  char padded[kBlock];
+  const char* octets = data + at;
+  if (valid < kBlock) {
+    std::memset(padded, 'x', kBlock);
+    std::memcpy(padded, octets, valid);
+    octets = padded;
+  }
+  const Masks masks = make_masks(Block(octets));
+  const uint64_t expected_lf = (masks.cr << 1) | uint64_t{after_cr_};
+  const uint64_t crlf = masks.lf & expected_lf;
+  const uint64_t bare_lf = masks.lf & ~expected_lf;
+  const uint64_t bare_cr = expected_lf & ~masks.lf & below(valid);  // the octet after it
+  const uint64_t dots = masks.dot & ((crlf << 1) | uint64_t{at_line_start_});
+  if (stuffed && (dots & 1)) line_start_ = offset_ + 1;
+
+  size_t end = valid;  // of the content within this block
+  for (uint64_t rest = dots; rest && !found_end; rest &= rest - 1) {
+    const size_t bit = lowest(rest);
+    switch (stuffed ? classify_dot(data, size, at + bit) : LineDot::content) {
+      case LineDot::content: add_dot(offset_ + bit); break;
+      case LineDot::end:
+        found_end = true;
+        end = bit;
+        break;
+      case LineDot::unknown:
+        dot_ = at + bit + 1 == size ? Dot::seen : Dot::seen_cr;
+        dot_offset_ = offset_ + bit;
+        break;
+    }
+  }
+  const uint64_t content = below(end);
+  if (masks.high & content) facts_.eight_bit = true;
+  if (facts_.fault == LineFault::none &&
+      (((bare_lf | bare_cr | masks.nul) & content) != 0 ||
+       offset_ + end > line_start_ + kLongestTextLine)) {
+    find_fault(masks, end, bare_lf & content, bare_cr & content, crlf & content,
+               stuffed ? dots & content : 0);
+  }
+  lines_ += static_cast<uint64_t>(std::popcount(crlf & content));
+  if (found_end) {
+    offset_ += end;
+    end_at(offset_);
+    return end + 3;
+  }
+  if (crlf) {
+    const size_t last = highest(crlf);
+    line_start_ = offset_ + last + 1;
+    if (stuffed && last < 63 && ((dots >> (last + 1)) & 1)) ++line_start_;
+  }
+  after_cr_ = (masks.cr >> (valid - 1)) & 1;
+  at_line_start_ = (crlf >> (valid - 1)) & 1;
+  offset_ += valid;
+  return valid;
+}
+
+// A dot at the start of a line: the next two octets decide, and they may lie in the next piece.
+ContentScanner::LineDot ContentScanner::classify_dot(const char* data, size_t size, size_t dot) {
+  if (dot + 1 == size) return LineDot::unknown;
+  if (data[dot + 1] != '\r') return LineDot::content;
+  if (dot + 2 == size) return LineDot::unknown;
+  return data[dot + 2] == '\n' ? LineDot::end : LineDot::content;
 }
 
 void ContentScanner::add_dot(uint64_t offset) {

@@ -65,7 +65,11 @@ class ContentScanner {
   enum class Dot : uint8_t { none, seen, seen_cr };  // a lone dot at line start at the end of a piece
 
   size_t resume_dot(const char* data, size_t size, bool& found_end);
-  size_t scan_blocks(const char* data, size_t size, size_t start, bool& found_end);
+  enum class LineDot : uint8_t { content, end, unknown };
+  static LineDot classify_dot(const char* data, size_t size, size_t dot);
+  size_t scan_strip(const char* data, size_t size, size_t start, bool& found_end);
+  size_t pass_plain_blocks(const char* data, size_t at, size_t stop);
+  size_t scan_block(const char* data, size_t size, size_t at, size_t valid, bool& found_end);
   void add_dot(uint64_t offset);
   void find_fault(const Masks& masks, size_t valid, uint64_t bare_lf, uint64_t bare_cr,
                   uint64_t crlf, uint64_t dots);
