@@ -1,0 +1,212 @@
+"""What the system tests share: a network of their own, the programs, a DNS server.
+
+Each test is a program: it exits 0, or with an exception, or with 77 and a line that says why it cannot
+run here. It runs as root in a network namespace of its own, where only loopback exists, so it may use
+any port and any 127.0.0.0/8 address, and nothing of it outlives it.
+"""
+import ctypes
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+BUILD = pathlib.Path(os.environ.get('MILLRACE_BUILD', ROOT / 'build'))
+LONG = bool(os.environ.get('MILLRACE_TEST_LONG'))
+SCRATCH = pathlib.Path(tempfile.mkdtemp(prefix='millrace-system-', dir='/var/tmp'))
+
+sys.path.insert(0, str(ROOT))
+from bench.harness import programs as _programs  # noqa: E402
+
+load_report = _programs.load
+Sink = _programs.Sink
+wait_for_greeting = _programs.wait_for_greeting
+
+_running = []
+
+
+def skip(reason):
+    print(reason)
+    sys.exit(77)
+
+
+def need(*names):
+    """Skips the test unless these programs are there."""
+    for name in names:
+        if not (BUILD / name).exists() and not find(name):
+            skip(f'{name} is not there')
+
+
+def find(name):
+    return shutil.which(name, path='/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin')
+
+
+def isolate():
+    """Moves this process and its children into a network namespace with loopback only."""
+    if os.geteuid() != 0:
+        skip('needs root, for a network namespace')
+    if ctypes.CDLL(None, use_errno=True).unshare(0x40000000) != 0:  # CLONE_NEWNET
+        skip(f'no network namespace: {os.strerror(ctypes.get_errno())}')
+    if subprocess.run([find('ip'), 'link', 'set', 'lo', 'up']).returncode != 0:
+        skip('loopback cannot be brought up')
+
+
+def spawn(command, name, **options):
+    log = open(SCRATCH / f'{name}.log', 'ab')
+    process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log,
+                               stderr=subprocess.STDOUT, start_new_session=True, **options)
+    _running.append(process)
+    return process
+
+
+def log_of(name):
+    return (SCRATCH / f'{name}.log').read_text(errors='replace')
+
+
+def end(process, how=signal.SIGTERM, patience=20):
+    """Ends a process of ours; returns its exit code."""
+    if process.poll() is None:
+        process.send_signal(how)
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f'{process.args[0]} did not end within {patience} s') from None
+    return process.returncode
+
+
+def eventually(condition, seconds=20, what=None):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f'not within {seconds} s: {what or condition}')
+
+
+def check(condition, what):
+    if not condition:
+        raise AssertionError(what)
+
+
+def equal(found, wanted, what):
+    if found != wanted:
+        raise AssertionError(f'{what}: {found!r}, not {wanted!r}')
+
+
+class Relay:
+    """A millrace with a spool of its own."""
+
+    def __init__(self, *options, port=2500, name='relay'):
+        self.options, self.port, self.name = options, port, name
+        self.spool = SCRATCH / f'{name}-spool'
+        self.events_file = SCRATCH / f'{name}-events'
+        self.process = None
+
+    def start(self, *more):
+        self.spool.mkdir(exist_ok=True)
+        self.process = spawn(
+            [BUILD / 'millrace', '--listen', f'127.0.0.1:{self.port}', '--spool', self.spool,
+             '--hostname', 'relay.test.invalid', '--events', self.events_file, *self.options, *more],
+            self.name)
+        try:
+            wait_for_greeting(self.port, 30, lambda: self.process.poll() is None)
+        except Exception as problem:
+            raise AssertionError(f'{problem}\n{log_of(self.name)[-2000:]}') from None
+        return self
+
+    def stop(self):
+        equal(end(self.process, patience=60), 0, 'exit code after SIGTERM')
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def events(self, kind=None):
+        if not self.events_file.exists():
+            return []
+        # The last line may be in the middle of being written.
+        lines = self.events_file.read_text().split('\n')[:-1]
+        found = [json.loads(line) for line in lines]
+        return [e for e in found if kind is None or e['type'] == kind]
+
+
+def sink(*options, listen=('127.0.0.1:2600',)):
+    made = Sink(BUILD, *map(str, options), listen=listen)
+    _running.append(made.process)
+    return made
+
+
+def load(*options, port=2500, seconds=120):
+    """Runs the load generator to its end; fails unless it exits 0."""
+    report = load_report(BUILD, port, *options, seconds=seconds)
+    equal(report['exit_code'], 0, f'exit code of millrace-load ({report})')
+    return report
+
+
+def start_load(*options, port=2500):
+    """The load generator in the background; finish with finish_load()."""
+    process = subprocess.Popen([str(w) for w in (BUILD / 'millrace-load', '--json', '--quiet', '--connect',
+                                                 f'127.0.0.1:{port}', *options)],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+                               start_new_session=True)
+    _running.append(process)
+    return process
+
+
+def finish_load(process, seconds=120):
+    output = process.communicate(timeout=seconds)[0]
+    report = json.loads(output)
+    report['exit_code'] = process.returncode
+    return report
+
+
+def dns(zones, port=5300):
+    """NSD with these zones, {name: text}; returns the address for --dns-server."""
+    nsd = find('nsd') or skip('nsd is not installed')
+    folder = SCRATCH / 'nsd'
+    folder.mkdir()
+    config = [f'server:\n  ip-address: 127.0.0.1@{port}\n  username: ""\n  chroot: ""\n'
+              f'  zonesdir: "{folder}"\n  database: ""\n  pidfile: "{folder}/pid"\n'
+              f'  xfrdfile: "{folder}/xfrd"\n  xfrdir: "{folder}"\n  zonelistfile: "{folder}/zones"\n'
+              f'  server-count: 1\n  rrl-ratelimit: 0\nremote-control:\n  control-enable: no\n']
+    for name, text in zones.items():
+        (folder / name).write_text(f'$ORIGIN {name}.\n$TTL 60\n'
+                                   f'@ SOA ns.{name}. root.{name}. 1 60 60 600 60\n@ NS ns.{name}.\n'
+                                   f'ns A 127.0.0.1\n{text}\n')
+        config.append(f'zone:\n  name: "{name}"\n  zonefile: "{name}"\n')
+    (folder / 'nsd.conf').write_text(''.join(config))
+    process = spawn([nsd, '-d', '-c', folder / 'nsd.conf'], 'nsd')
+
+    def answers():
+        if process.poll() is not None:
+            raise AssertionError('nsd ended: ' + log_of('nsd')[-1000:])
+        return b':%04X' % port in pathlib.Path('/proc/net/udp').read_bytes()
+    eventually(answers, 20, 'nsd listens')
+    time.sleep(0.2)
+    return f'127.0.0.1:{port}'
+
+
+def run(test):
+    """Runs the test and takes everything down, in success and in failure."""
+    try:
+        test()
+        print('ok')
+    except AssertionError as problem:
+        print(f'FAILED: {problem}')
+        for log in sorted(SCRATCH.glob('*.log')):
+            print(f'--- {log.name}\n' + '\n'.join(log.read_text(errors='replace').splitlines()[-25:]))
+        sys.exit(1)
+    finally:
+        for process in _running:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        shutil.rmtree(SCRATCH, ignore_errors=True)
