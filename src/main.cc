@@ -74,7 +74,7 @@ int run(const config::Invocation& invocation, const std::vector<std::string>& ar
     return 1;
   }
   for (unsigned n = 0; n < config.listen.size(); ++n) log::info("listening on {}", relay.listen_address(n));
-  log::info("millrace {} is ready: {} shard(s), durability={}", version(), config.shards,
+  log::info("millrace {} is ready; durability={}", version(),
             config.durability == config::Durability::disk ? "disk" : "memory");
 
   std::thread stopper;

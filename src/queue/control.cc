@@ -366,7 +366,7 @@ void Scheduler::show(const mail::SpoolId& id, std::function<void(Result<MessageR
     if (!metadata.ok()) return done(fail(metadata.error()));
     done(describe(metadata->envelope, metadata->content.size(), false));
   };
-  context_.spool.read(*look);
+  spool_->read(*look);
 }
 
 }  // namespace millrace::queue

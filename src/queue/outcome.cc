@@ -214,7 +214,7 @@ void Scheduler::finished(Attempt& attempt) {
                               : expired && result.action != Action::bounce ? ReportKind::expired
                                                                            : ReportKind::failed,
                       result, attempt.mx};
-      if (context_.reporter && context_.reporter->wants(*message, line)) {
+      if (reporter_->wants(*message, line)) {
         outcome.report.lines.push_back(std::move(line));
       }
       if (item.fanout) {
@@ -266,7 +266,7 @@ void Scheduler::finished(Attempt& attempt) {
 
 // First the report, if one is due.
 void Scheduler::settle(Outcome& outcome) {
-  if (!outcome.report.lines.empty()) return context_.reporter->report(outcome.report);
+  if (!outcome.report.lines.empty()) return reporter_->report(outcome.report);
   record(outcome);
 }
 
@@ -319,7 +319,7 @@ void Scheduler::record(Outcome& outcome) {
     encode_state_of(item, outcome.state);
   }
   outcome.status = success();
-  context_.spool.note(outcome);
+  spool_->note(outcome);
 }
 
 void Scheduler::on_recorded(void* owner, spool::Note&) {
@@ -334,7 +334,7 @@ void Scheduler::retry_failed_notes() {
   for (Outcome* outcome : failed) {
     outcome->message = outcome->item->location;
     outcome->status = success();
-    context_.spool.note(*outcome);
+    spool_->note(*outcome);
   }
 }
 
@@ -402,7 +402,7 @@ void Scheduler::end_item(Item& item, events::Type type, const RecipientResult& w
     event.reason = why.reply;
     event.recipients = static_cast<uint32_t>(numbers.size());
     ReportLine line{number, type == events::Type::expired ? ReportKind::expired : ReportKind::failed, why, {}};
-    if (report && context_.reporter && context_.reporter->wants(*message, line)) {
+    if (report && reporter_->wants(*message, line)) {
       outcome.report.lines.push_back(std::move(line));
     }
     if (item.fanout) {

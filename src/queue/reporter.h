@@ -15,6 +15,7 @@ struct ReportLine {
   ReportKind kind = ReportKind::failed;
   RecipientResult result;  // the reply, or our own words
   std::string mx;
+  bool receiver_reports = false;  // it took our NOTIFY: successes are its to report
 };
 
 // Stays valid until done(), which is never called inline. One message, one report.

@@ -59,9 +59,6 @@ Scheduler::Scheduler(Context context) : context_(std::move(context)), prng_(cont
   removal_timer_.bind<&Scheduler::run_removals>(this);
   wall_base_ms_ = context_.io.wall_ms();
   monotonic_base_ = now();
-  context_.spool.on_moved = [this](const mail::SpoolId& id, spool::Location from, spool::Location to) {
-    set_moved(id, from, to);
-  };
 }
 
 Scheduler::~Scheduler() {
@@ -93,10 +90,15 @@ Scheduler::~Scheduler() {
       }
     }
   }
-  context_.spool.on_moved = nullptr;
+  if (spool_) spool_->on_moved = nullptr;
 }
 
-void Scheduler::start() {
+void Scheduler::start(spool::Spool& spool, Reporter& reporter) {
+  spool_ = &spool;
+  reporter_ = &reporter;
+  spool_->on_moved = [this](const mail::SpoolId& id, spool::Location from, spool::Location to) {
+    set_moved(id, from, to);
+  };
   started_ = true;
   for (auto& [name, destination] : destinations_) {
     if (destination->ready > 0) work_arrived(*destination);
@@ -675,7 +677,7 @@ void Scheduler::load(Item& item) {
   loading->item = &item;
   loading->message = item.location;
   loading->id = item.id;
-  context_.spool.read(*loading.release());
+  spool_->read(*loading.release());
 }
 
 void Scheduler::on_loaded(Loading& loading) {
@@ -728,7 +730,7 @@ void Scheduler::load_again(Item& item) {
 }
 
 bool Scheduler::outcomes_behind() const {
-  int64_t oldest = context_.spool.stats().oldest_unsynced_ns;
+  int64_t oldest = spool_->stats().oldest_unsynced_ns;
   return oldest != 0 && now() - oldest > kOutcomesBehind;
 }
 

@@ -91,10 +91,8 @@ class Scheduler final : public Dispatcher, public Intake {
   struct Context {
     reactor::Io& io;
     config::Snapshot config;
-    spool::Spool& spool;
     Agent& agent;
     events::Sink& events;
-    Reporter* reporter = nullptr;  // may be set later, before start()
     unsigned shard = 0;
     unsigned shards = 1;
   };
@@ -107,12 +105,11 @@ class Scheduler final : public Dispatcher, public Intake {
     reactor::Mailbox* mailbox = nullptr;
   };
   void set_peers(std::vector<Peer> peers) { peers_ = std::move(peers); }
-  // After recovery: attempts may start.
-  void start();
+  // After recovery (the spool takes no requests before): attempts may start.
+  void start(spool::Spool& spool, Reporter& reporter);
   // No new attempt starts; lanes retire; `done` once no attempt is out and every outcome is recorded.
   void stop(std::function<void()> done);
   void adopt(config::Snapshot config);
-  void set_reporter(Reporter& reporter) { context_.reporter = &reporter; }
 
   // ---- Intake
   Admission admit(AdmissionWaiter& waiter, std::string& why) override;
@@ -252,6 +249,8 @@ class Scheduler final : public Dispatcher, public Intake {
   void each_item(Visit visit) const;
 
   Context context_;
+  spool::Spool* spool_ = nullptr;
+  Reporter* reporter_ = nullptr;
   std::vector<Peer> peers_;
   Prng prng_;
   bool started_ = false;

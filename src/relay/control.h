@@ -42,7 +42,7 @@ class Control {
   void on_every_shard(std::function<void(Shard&)> each, std::function<void()> done);
   void end_matching(uint64_t number, const Rule& rule);
   static std::string key(uint64_t number, queue::Command command);
-  spool::Spool& state() { return shards_[0]->spool(); }
+  spool::Spool& state() { return *shards_[0]->spool(); }
 
   std::vector<std::unique_ptr<Shard>>& shards_;
   std::map<uint64_t, Rule> rules_;  // pauses, and removals not yet finished

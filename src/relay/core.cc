@@ -62,32 +62,30 @@ reactor::Task<Status> Core::open_spool() {
   if (!config_->events.empty()) {
     event_log_ = std::make_unique<events::EventLog>(
         home.io(), events::EventLogOptions{.path = config_->events, .node = config_->hostname, .max_size = config_->events_max_size});
+    event_log_->on_emitted = [this](uint64_t sequence) {
+      if (spool::Spool* spool = shards_[0]->spool()) spool->events_emitted(sequence);
+    };
     Status status = event_log_->open();
     if (!status.ok()) co_return status;
   }
-  for (auto& shard : shards_) {
-    std::unique_ptr<events::ShardEvents> file;
-    if (event_log_) {
-      file = std::make_unique<events::ShardEvents>(shard->io(), shard->mailbox(), *event_log_, home.mailbox());
-    }
-    shard->attach(directory_->shard(shard->io(), shard->mailbox()), std::move(file));
-  }
   if (event_log_) {
-    event_log_->on_emitted = [this](uint64_t sequence) { shards_[0]->spool().events_emitted(sequence); };
+    for (auto& shard : shards_) {
+      shard->set_events_file(
+          std::make_unique<events::ShardEvents>(shard->io(), shard->mailbox(), *event_log_, home.mailbox()));
+    }
   }
   Recovery handler(*this);
   Result<spool::RecoverySummary> recovered = co_await directory_->recover(handler);
   if (!recovered.ok()) co_return fail(recovered.error());
   recovery_ = std::move(*recovered);
+  for (auto& shard : shards_) shard->attach(directory_->shard(shard->io(), shard->mailbox()));
   co_return success();
 }
 
 Status Core::open_rest() {
-  const spool::RecoverySummary& found = recovery_;
-  for (const std::string& remark : found.remarks) log::warning("spool: {}", remark);
-  log::info("spool {}: {} messages queued, {} segments, {} bytes read in {} ms; durability={}", config_->spool,
-            found.messages, found.segments, found.bytes_read, found.milliseconds,
-            config_->durability == config::Durability::disk ? "disk" : "memory");
+  std::vector<queue::Scheduler::Peer> peers;
+  for (auto& shard : shards_) peers.push_back({&shard->scheduler(), &shard->mailbox()});
+  for (auto& shard : shards_) shard->scheduler().set_peers(peers);
   control_->apply_recovered();
   for (auto& shard : shards_) {
     Status status = shard->listen();

@@ -1,6 +1,7 @@
 // millrace::Relay: a Core on io_uring, one thread a shard.
 #include "millrace/relay.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -80,6 +81,16 @@ struct Relay::State {
   std::atomic<bool> turning{false};
   std::atomic<unsigned> next_shard{0};
 
+  void adopt(config::Invocation parsed) {
+    invocation = std::move(parsed);
+    config = invocation.config;
+    if (config->shards != 0) return;
+    // On two cores one shard measures best (docs/performance.md). On more, half of the cores leave room
+    // for the kernel's share of the work and for what feeds the relay; that is a rule, not a measurement.
+    auto chosen = std::make_shared<config::Config>(*config);
+    chosen->shards = std::max(1u, std::thread::hardware_concurrency() / 2);
+    config = std::move(chosen);
+  }
   void turn(unsigned shard) {
     while (turning.load(std::memory_order_acquire)) ios[shard]->turn(kLongestWait);
   }
@@ -101,8 +112,7 @@ Relay::~Relay() { stop(); }
 Problem Relay::configure(const std::vector<std::string>& arguments) {
   Result<config::Invocation> parsed = config::parse(arguments, config::System::this_machine());
   if (!parsed.ok()) return {parsed.error().text};
-  state_->invocation = std::move(*parsed);
-  state_->config = state_->invocation.config;
+  state_->adopt(std::move(*parsed));
   return {};
 }
 
@@ -216,8 +226,7 @@ Problem Relay::reload() {
     log::warning("reload: {} has changed, but only a restart changes it", name);
   }
   for (const std::string& name : reloaded->changed) log::info("reload: {} has changed", name);
-  state.invocation = std::move(reloaded->invocation);
-  state.config = state.invocation.config;
+  state.adopt(std::move(reloaded->invocation));
   relay::Call::post(core.shard(0).mailbox(), [&core, config = state.config] { core.adopt(config); });
   return {};
 }

@@ -19,26 +19,28 @@ Shard::Shard(Parts parts)
       limits_(parts.limits), mailbox_(io_), tee_(config_->hostname, parts.observers),
       transport_(std::move(parts.transport)) {
   io_.on_wake = [this] { mailbox_.drain(); };
+  cache_ = std::make_unique<dns::Cache>(io_, *transport_, dns::Cache::Options{.negative_ttl_ms = config_->dns_negative_ttl_ms});
+  mx_ = std::make_unique<dns::Mx>(io_, *cache_, delivery::mx_options(*config_));
+  delivery_ = std::make_unique<delivery::DeliveryAgent>(io_, config_, *mx_, number_);
+  scheduler_ = std::make_unique<queue::Scheduler>(
+      queue::Scheduler::Context{io_, config_, *delivery_, tee_, number_, shards_});
+  delivery_->start(*scheduler_);
 }
 
 Shard::~Shard() { io_.on_wake = nullptr; }
 
-void Shard::attach(std::unique_ptr<spool::Spool> spool, std::unique_ptr<events::ShardEvents> file) {
-  spool_ = std::move(spool);
+void Shard::set_events_file(std::unique_ptr<events::ShardEvents> file) {
   file_ = std::move(file);
   tee_.set_file(file_.get());
-  cache_ = std::make_unique<dns::Cache>(io_, *transport_, dns::Cache::Options{.negative_ttl_ms = config_->dns_negative_ttl_ms});
-  mx_ = std::make_unique<dns::Mx>(io_, *cache_, delivery::mx_options(*config_));
-  delivery_ = std::make_unique<delivery::Delivery>(io_, *mx_, config_);
-  scheduler_ = std::make_unique<queue::Scheduler>(queue::Scheduler::Context{
-      io_, config_, *spool_, *delivery_, tee_, nullptr, number_, shards_});
-  delivery_->start(*scheduler_);
+}
+
+void Shard::attach(std::unique_ptr<spool::Spool> spool) {
+  spool_ = std::move(spool);
   context_ = std::make_unique<ingress::Context>(ingress::Context{
       io_, &config_, *spool_, *scheduler_, tee_, limits_, mail::SpoolIdMaker(io_.random(), number_), number_});
   acceptance_ = std::make_unique<ingress::Acceptance>(*context_);
   injector_ = std::make_unique<ingress::Injector>(*acceptance_);
   reports_ = std::make_unique<bounce::Reports>(io_, config_, *injector_);
-  scheduler_->set_reporter(*reports_);
   listener_ = std::make_unique<ingress::SmtpListener>(*context_, *acceptance_);
   spool_->on_writable = [this](bool writable, const std::string& why) {
     if (writable) {
@@ -52,7 +54,7 @@ void Shard::attach(std::unique_ptr<spool::Spool> spool, std::unique_ptr<events::
 
 Status Shard::listen() { return listener_->open(config_->listen, shards_ > 1); }
 
-void Shard::start() { scheduler_->start(); }
+void Shard::start() { scheduler_->start(*spool_, *reports_); }
 
 void Shard::drain(std::function<void()> done) {
   drained_ = std::move(done);

@@ -9,7 +9,7 @@
 
 #include "bounce/reports.h"
 #include "config/config.h"
-#include "delivery/delivery.h"
+#include "delivery/agent.h"
 #include "dns/cache.h"
 #include "dns/mx.h"
 #include "dns/resolver.h"
@@ -55,10 +55,12 @@ class Shard {
   Shard(const Shard&) = delete;
   Shard& operator=(const Shard&) = delete;
 
-  // Once the spool directory is open: builds what stands on it. Before any turn of the shard's own.
-  void attach(std::unique_ptr<spool::Spool> spool, std::unique_ptr<events::ShardEvents> file);
+  // Where its events go, when there is an events file. Before recovery.
+  void set_events_file(std::unique_ptr<events::ShardEvents> file);
+  // After recovery: builds what stands on the spool. Before any turn of the shard's own.
+  void attach(std::unique_ptr<spool::Spool> spool);
   Status listen();
-  // After recovery: mail may go.
+  // Mail may go. On the shard's own thread.
   void start();
   // `done` once nothing is under way: no transaction, no attempt, no outcome unrecorded.
   void drain(std::function<void()> done);
@@ -76,7 +78,7 @@ class Shard {
   ingress::Injector& injector() { return *injector_; }
   ingress::SmtpListener& listener() { return *listener_; }
   EventTee& events() { return tee_; }
-  spool::Spool& spool() { return *spool_; }
+  spool::Spool* spool() { return spool_.get(); }  // nullptr before attach()
 
  private:
   void report_drained();
@@ -95,7 +97,7 @@ class Shard {
   std::unique_ptr<dns::Transport> transport_;
   std::unique_ptr<dns::Cache> cache_;
   std::unique_ptr<dns::Mx> mx_;
-  std::unique_ptr<delivery::Delivery> delivery_;
+  std::unique_ptr<delivery::DeliveryAgent> delivery_;
   std::unique_ptr<queue::Scheduler> scheduler_;
   std::unique_ptr<ingress::Context> context_;
   std::unique_ptr<ingress::Acceptance> acceptance_;

@@ -29,12 +29,12 @@ class SchedulerTest : public testing::Test {
     agent_ = std::make_unique<FakeAgent>(*io_);
     reporter_ = std::make_unique<FakeReporter>(*io_);
     scheduler_ = std::make_unique<Scheduler>(Scheduler::Context{
-        *io_, std::make_shared<config::Config>(config_), *spool_, *agent_, sink_, reporter_.get(), 0, 1});
+        *io_, std::make_shared<config::Config>(config_), *agent_, sink_, 0, 1});
     agent_->start(*scheduler_);
   }
   void start() {
     build();
-    scheduler_->start();
+    scheduler_->start(*spool_, *reporter_);
   }
 
   MessageRef message(std::vector<std::string> recipients, std::string job = "", std::string sender = "from@example.org") {
@@ -402,7 +402,7 @@ TEST_F(SchedulerTest, ARestartChangesNoSchedule) {
   found.metadata = spool_->messages[id].metadata;
   found.state = state;
   scheduler_->recover(found);
-  scheduler_->start();
+  scheduler_->start(*spool_, *reporter_);
   scheduler_->check();
   int64_t tried_ms = 0;
   agent_->serve = [&](Attempt& attempt) {
