@@ -1,6 +1,7 @@
-// What the loop costs around the kernel's own work: a request and its answer over loopback, both ends on
-// one ring; an empty turn; a letter to oneself. The first argument of an echo is the number of
-// connections, all of them busy at once; the second is 1 with all features of the kernel, 0 with none.
+// What the loop costs around the kernel's own work: a request and its answer over loopback, both
+// ends on one ring; an empty turn; a letter to oneself. The first argument of an echo is the number
+// of connections, all of them busy at once; the second is 1 with all features of the kernel, 0 with
+// none.
 #include <benchmark/benchmark.h>
 #include <netinet/in.h>
 

@@ -46,7 +46,8 @@ void fire(benchmark::State& state) {
   Prng prng(1);
   std::vector<Owner> owners(static_cast<size_t>(state.range(0)));
   int64_t span = 10 * kMinute;
-  for (Owner& owner : owners) wheel.arm(owner.timer, static_cast<int64_t>(prng.below(static_cast<uint64_t>(span))));
+  for (Owner& owner : owners)
+    wheel.arm(owner.timer, static_cast<int64_t>(prng.below(static_cast<uint64_t>(span))));
   Owner::fired = 0;
   int64_t now = 0;
   for (auto _ : state) {

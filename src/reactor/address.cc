@@ -1,13 +1,12 @@
 #include "reactor/address.h"
 
 #include <arpa/inet.h>
+#include <fmt/format.h>
 #include <netinet/in.h>
 #include <sys/un.h>
 
 #include <cstddef>
 #include <cstring>
-
-#include <fmt/format.h>
 
 namespace millrace::reactor {
 namespace {
@@ -75,7 +74,8 @@ Address Address::ipv6(const uint8_t (&octets)[16], uint16_t port) {
 
 Address Address::unix_path(std::string_view path) {
   sockaddr_un address{};
-  if (path.empty() || path.size() >= sizeof address.sun_path || path.find('\0') != path.npos) return {};
+  if (path.empty() || path.size() >= sizeof address.sun_path || path.find('\0') != path.npos)
+    return {};
   address.sun_family = AF_UNIX;
   std::memcpy(address.sun_path, path.data(), path.size());
   return from_sockaddr(reinterpret_cast<sockaddr*>(&address),
@@ -107,7 +107,8 @@ Result<Address> Address::parse(std::string_view text, uint16_t default_port) {
     }
     return address;
   }
-  // The port follows the last colon, unless that is part of an IPv6 address: one in brackets ends in
+  // The port follows the last colon, unless that is part of an IPv6 address: one in brackets ends
+  // in
   // "]", one without has several colons (and then no port can be told apart).
   std::string_view host = text;
   std::string_view port_text;
@@ -125,7 +126,8 @@ Result<Address> Address::parse(std::string_view text, uint16_t default_port) {
     return address;
   }
   if (default_port == 0) {
-    return fail(fmt::format("\"{}\": a port is needed, as in 192.0.2.1:25 or [2001:db8::1]:25", text));
+    return fail(
+        fmt::format("\"{}\": a port is needed, as in 192.0.2.1:25 or [2001:db8::1]:25", text));
   }
   return parse_host(host, default_port);
 }
@@ -182,7 +184,7 @@ bool operator==(const Address& a, const Address& b) {
 size_t Address::hash() const {
   std::string_view bytes = octets();
   if (bytes.empty()) bytes = {reinterpret_cast<const char*>(&storage_), length_};
-  return std::hash<std::string_view>{}(bytes) * 31 + port();
+  return std::hash<std::string_view>{}(bytes)*31 + port();
 }
 
 Result<Network> Network::parse(std::string_view text) {
@@ -212,8 +214,8 @@ Result<Network> Network::parse(std::string_view text) {
   };
   network.base_ = address_of(octets);
   if (!(network.base_ == *base)) {
-    return fail(fmt::format("\"{}\" has bits set past its prefix; {} is meant, or a longer prefix", text,
-                            network.to_string()));
+    return fail(fmt::format("\"{}\" has bits set past its prefix; {} is meant, or a longer prefix",
+                            text, network.to_string()));
   }
   if (is_mapped(octets) && bits >= 96) {
     network.base_ = address_of(std::string_view(octets).substr(12));

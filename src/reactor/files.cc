@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -10,8 +11,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-
-#include <fmt/format.h>
 
 #include "reactor/uring_constants.h"
 
@@ -133,7 +132,8 @@ Status create_directory(const std::string& path) {
 }
 
 Status rename_path(const std::string& from, const std::string& to) {
-  if (std::rename(from.c_str(), to.c_str()) != 0) return failed("rename " + from + " to", to, errno);
+  if (std::rename(from.c_str(), to.c_str()) != 0)
+    return failed("rename " + from + " to", to, errno);
   return success();
 }
 

@@ -1,5 +1,5 @@
-// The file functions that answer at once: opening, naming, directories, locks. They may block for the
-// time of a metadata operation; io.h says which of them are for start-up and control work only.
+// The file functions that answer at once: opening, naming, directories, locks. They may block for
+// the time of a metadata operation; io.h says which of them are for start-up and control work only.
 #pragma once
 
 #include <cstdint>

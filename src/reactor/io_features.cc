@@ -2,6 +2,7 @@
 // filter system calls.
 #include "reactor/io_features.h"
 
+#include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/utsname.h>
 
@@ -9,8 +10,6 @@
 #include <cerrno>
 #include <cstring>
 #include <memory>
-
-#include <fmt/format.h>
 
 #include "reactor/uring_constants.h"
 #include "reactor/uring_setup.h"
@@ -22,8 +21,8 @@ struct Name {
   std::string_view text;
   bool Features::*member;
 };
-constexpr std::array<Name, 2> kNames{{{"incremental-buffers", &Features::incremental_buffers},
-                                      {"msg-ring", &Features::msg_ring}}};
+constexpr std::array<Name, 2> kNames{
+    {{"incremental-buffers", &Features::incremental_buffers}, {"msg-ring", &Features::msg_ring}}};
 
 std::string kernel_release() {
   utsname names{};
@@ -35,16 +34,22 @@ struct RequiredOperation {
   const char* name;
 };
 constexpr RequiredOperation kRequired[] = {
-    {IORING_OP_ACCEPT, "ACCEPT"},   {IORING_OP_CONNECT, "CONNECT"}, {IORING_OP_RECV, "RECV"},
-    {IORING_OP_SEND, "SEND"},       {IORING_OP_SENDMSG, "SENDMSG"}, {IORING_OP_POLL_ADD, "POLL_ADD"},
-    {IORING_OP_READV, "READV"},     {IORING_OP_WRITEV, "WRITEV"},   {IORING_OP_READ, "READ"},
-    {IORING_OP_FSYNC, "FSYNC"},     {IORING_OP_ASYNC_CANCEL, "ASYNC_CANCEL"},
+    {IORING_OP_ACCEPT, "ACCEPT"},
+    {IORING_OP_CONNECT, "CONNECT"},
+    {IORING_OP_RECV, "RECV"},
+    {IORING_OP_SEND, "SEND"},
+    {IORING_OP_SENDMSG, "SENDMSG"},
+    {IORING_OP_POLL_ADD, "POLL_ADD"},
+    {IORING_OP_READV, "READV"},
+    {IORING_OP_WRITEV, "WRITEV"},
+    {IORING_OP_READ, "READ"},
+    {IORING_OP_FSYNC, "FSYNC"},
+    {IORING_OP_ASYNC_CANCEL, "ASYNC_CANCEL"},
 };
 
 bool offers_incremental_buffers(io_uring& ring) {
   constexpr size_t kSize = 4096;
-  void* memory =
-      mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* memory = mmap(nullptr, kSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return false;
   io_uring_buf_reg registration{};
   registration.ring_addr = reinterpret_cast<uint64_t>(memory);
@@ -84,8 +89,8 @@ Result<Features> parse_features(std::string_view text) {
       known = true;
     }
     if (!known) {
-      return fail(fmt::format("unknown I/O feature \"{}\"; known are {}, and \"all\" or \"none\"", word,
-                              kAllFeatures.to_string()));
+      return fail(fmt::format("unknown I/O feature \"{}\"; known are {}, and \"all\" or \"none\"",
+                              word, kAllFeatures.to_string()));
     }
     if (comma == std::string_view::npos) return features;
     text.remove_prefix(comma + 1);
@@ -106,7 +111,8 @@ Error setup_error(int number) {
       why = "; look at the sysctl kernel.io_uring_disabled and at the container's seccomp profile";
       break;
     case ENOMEM:
-      why = "; look at the locked memory limit (ulimit -l) and at the memory limit of the container";
+      why =
+          "; look at the locked memory limit (ulimit -l) and at the memory limit of the container";
       break;
     case EMFILE:
     case ENFILE:
@@ -125,24 +131,31 @@ Result<Features> probe_features() {
   io_uring_params parameters{};
   parameters.flags = kRingFlags & ~static_cast<unsigned>(IORING_SETUP_R_DISABLED);
   parameters.cq_entries = 16;
-  if (int r = io_uring_queue_init_params(8, &ring, &parameters); r < 0) return fail(setup_error(-r));
+  if (int r = io_uring_queue_init_params(8, &ring, &parameters); r < 0)
+    return fail(setup_error(-r));
   auto close_ring = [](io_uring* open) { io_uring_queue_exit(open); };
   std::unique_ptr<io_uring, decltype(close_ring)> guard(&ring, close_ring);
 
   if (!(parameters.features & IORING_FEAT_NODROP) || !(parameters.features & IORING_FEAT_EXT_ARG)) {
-    return fail(fmt::format("io_uring of kernel {} lacks NODROP or EXT_ARG; Linux 6.1 or newer is "
-                            "needed", kernel_release()));
+    return fail(
+        fmt::format("io_uring of kernel {} lacks NODROP or EXT_ARG; Linux 6.1 or newer is "
+                    "needed",
+                    kernel_release()));
   }
   std::unique_ptr<io_uring_probe, decltype(&io_uring_free_probe)> probe(
       io_uring_get_probe_ring(&ring), &io_uring_free_probe);
   if (!probe) {
-    return fail(fmt::format("io_uring of kernel {} does not answer which operations it has; Linux 6.1 "
-                            "or newer is needed", kernel_release()));
+    return fail(
+        fmt::format("io_uring of kernel {} does not answer which operations it has; Linux 6.1 "
+                    "or newer is needed",
+                    kernel_release()));
   }
   for (const RequiredOperation& operation : kRequired) {
     if (!io_uring_opcode_supported(probe.get(), operation.opcode)) {
-      return fail(fmt::format("io_uring of kernel {} lacks the operation {}; Linux 6.1 or newer is "
-                              "needed", kernel_release(), operation.name));
+      return fail(
+          fmt::format("io_uring of kernel {} lacks the operation {}; Linux 6.1 or newer is "
+                      "needed",
+                      kernel_release(), operation.name));
     }
   }
   Features features;

@@ -1,5 +1,5 @@
-// Dmitry Vyukov's intrusive queue of many producers and one consumer. The queue always holds at least
-// one node; the stub stands in when no letter does.
+// Dmitry Vyukov's intrusive queue of many producers and one consumer. The queue always holds at
+// least one node; the stub stands in when no letter does.
 #include "reactor/mailbox.h"
 
 #include "reactor/io.h"
@@ -13,14 +13,14 @@ void Mailbox::push(Letter& letter) {
   letter.next_letter.store(nullptr, std::memory_order_relaxed);
   Letter* before = head_.exchange(&letter, std::memory_order_acq_rel);
   before->next_letter.store(&letter, std::memory_order_release);
-  // Only the first letter of an empty box wakes. A later one follows a letter that its reader has not
-  // taken yet, and cannot take before the line above has run: drain() notices and comes again.
+  // Only the first letter of an empty box wakes. A later one follows a letter that its reader has
+  // not taken yet, and cannot take before the line above has run: drain() notices and comes again.
   if (before == &stub_) reader_.wake();
 }
 
 void Mailbox::drain() {
-  // Letters that arrive from now on, perhaps because of those delivered below, wait for the next turn:
-  // a reader that always gets new mail must still see its sockets.
+  // Letters that arrive from now on, perhaps because of those delivered below, wait for the next
+  // turn: a reader that always gets new mail must still see its sockets.
   Letter* last = head_.load(std::memory_order_acquire);
   while (true) {
     Letter* letter = tail_;

@@ -1,5 +1,6 @@
 #include "reactor/provided_buffers.h"
 
+#include <fmt/format.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -7,8 +8,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <utility>
-
-#include <fmt/format.h>
 
 #include "reactor/uring_constants.h"
 
@@ -41,7 +40,8 @@ Status ProvidedBuffers::start(io_uring& ring, const Options& options) {
   limit_ = options.limit;
   if (options.ring_entries == 0) return success();
   ring_bytes_ = std::max<size_t>(options.ring_entries * sizeof(io_uring_buf), kPage);
-  void* memory = mmap(nullptr, ring_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* memory =
+      mmap(nullptr, ring_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
     return fail(fmt::format("no memory for a buffer ring: {}", std::strerror(errno)), errno);
   }
@@ -52,9 +52,10 @@ Status ProvidedBuffers::start(io_uring& ring, const Options& options) {
   registration.pad = options.incremental ? kPbufRingIncremental : 0;
   if (int r = io_uring_register_buf_ring(&ring, &registration, 0); r < 0) {
     munmap(memory, ring_bytes_);
-    return fail(fmt::format("io_uring cannot register a provided-buffer ring: {}{}", std::strerror(-r),
-                            r == -ENOMEM ? "; look at the locked memory limit (ulimit -l)" : ""),
-                -r);
+    return fail(
+        fmt::format("io_uring cannot register a provided-buffer ring: {}{}", std::strerror(-r),
+                    r == -ENOMEM ? "; look at the locked memory limit (ulimit -l)" : ""),
+        -r);
   }
   uring_ = &ring;
   ring_ = static_cast<io_uring_buf_ring*>(memory);
@@ -137,7 +138,8 @@ ProvidedBuffers::Piece ProvidedBuffers::take(uint32_t flags, uint32_t size) {
     piece.buffer = BufferRef(&block);
     block.filled += size;
   }
-  // A completion without bytes ends a classic buffer; an incremental one stays at the head of the ring.
+  // A completion without bytes ends a classic buffer; an incremental one stays at the head of the
+  // ring.
   bool kernel_goes_on = options_.incremental && ((flags & kCqeBufferMore) || size == 0);
   if (!kernel_goes_on) retire(id);
   return piece;
@@ -186,8 +188,8 @@ BufferRef ProvidedBuffers::allocate(uint32_t size) {
   return BufferRef(block);
 }
 
-// Blocks on the free list keep their memory for the next receive; private buffers must not come on top
-// of it once the sum passes the limit. The coldest go first.
+// Blocks on the free list keep their memory for the next receive; private buffers must not come on
+// top of it once the sum passes the limit. The coldest go first.
 void ProvidedBuffers::release_free_memory(uint64_t wanted) {
   for (Block* block : free_) {
     if (used_bytes_ + fresh_bytes_ + free_resident_bytes_ + wanted <= limit_) return;

@@ -1,14 +1,15 @@
-// The receive buffers of one group: a provided-buffer ring that the kernel takes blocks from, and the
-// pool they return to.
+// The receive buffers of one group: a provided-buffer ring that the kernel takes blocks from, and
+// the pool they return to.
 //
 // Two ways, one interface:
-//   incremental (Linux 6.12): large blocks; each receive takes the next bytes of the block at the head,
+//   incremental (Linux 6.12): large blocks; each receive takes the next bytes of the block at the
+//   head,
 //     and the completion says whether the kernel goes on with it;
 //   classic: small blocks; each receive takes a whole one.
 //
-// Only a few blocks lie in the ring at a time, so that memory is touched as it is needed; those that
-// returned last go out first, while the cache still has them. Bytes count as in use from the first
-// received byte until the last reference is gone.
+// Only a few blocks lie in the ring at a time, so that memory is touched as it is needed; those
+// that returned last go out first, while the cache still has them. Bytes count as in use from the
+// first received byte until the last reference is gone.
 #pragma once
 
 #include <liburing.h>
@@ -27,9 +28,10 @@ class ProvidedBuffers final : public BufferPool {
   struct Options {
     uint16_t group = 0;
     bool incremental = false;
-    uint32_t block_size = 0;   // bytes, a multiple of 4096
-    uint32_t ring_entries = 0;  // a power of two: blocks in the ring at most; 0: no ring, private only
-    uint64_t limit = 0;        // bytes
+    uint32_t block_size = 0;  // bytes, a multiple of 4096
+    uint32_t ring_entries =
+        0;               // a power of two: blocks in the ring at most; 0: no ring, private only
+    uint64_t limit = 0;  // bytes
   };
 
   ProvidedBuffers() = default;
@@ -62,7 +64,7 @@ class ProvidedBuffers final : public BufferPool {
 
  private:
   struct Block : Buffer {
-    uint32_t filled = 0;     // bytes received so far
+    uint32_t filled = 0;  // bytes received so far
     bool in_ring = false;
     bool own_memory = false;  // allocate()d: freed when its last reference goes
     bool resident = false;    // on the free list, with memory behind it
@@ -85,8 +87,8 @@ class ProvidedBuffers final : public BufferPool {
   uint64_t free_resident_bytes_ = 0;  // on the free list
   uint32_t in_ring_ = 0;
   std::deque<Block> blocks_;
-  std::vector<Block*> free_;           // last in, first out
-  std::vector<Block*> by_id_;          // in the ring, by the kernel's buffer id
+  std::vector<Block*> free_;   // last in, first out
+  std::vector<Block*> by_id_;  // in the ring, by the kernel's buffer id
   std::vector<uint16_t> free_ids_;
   struct Mapping {
     char* data;

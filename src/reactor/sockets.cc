@@ -1,5 +1,6 @@
 #include "reactor/sockets.h"
 
+#include <fmt/format.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -10,8 +11,6 @@
 #include <cerrno>
 #include <cstring>
 #include <utility>
-
-#include <fmt/format.h>
 
 #include "reactor/uring_constants.h"
 
@@ -71,7 +70,8 @@ Status remove_stale_socket(const Address& address) {
     if (errno == ENOENT) return success();
     return failed("cannot look at", address, errno);
   }
-  if (!S_ISSOCK(status.st_mode)) return failed("there is a file that is no socket at", address, EEXIST);
+  if (!S_ISSOCK(status.st_mode))
+    return failed("there is a file that is no socket at", address, EEXIST);
   Descriptor probe(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (probe.get() < 0) return failed("cannot make a socket for", address, errno);
   if (connect(probe.get(), address.raw(), address.raw_length()) == 0 || errno == EAGAIN) {
@@ -106,7 +106,8 @@ Result<int> open_listener(const ListenOptions& options) {
     return failed("cannot listen on", address, errno);
   }
   if (address.is_unix()) {
-    // Until listen() a connection is refused, so whatever the umask made of the mode lets nobody in.
+    // Until listen() a connection is refused, so whatever the umask made of the mode lets nobody
+    // in.
     std::string path = address.to_string().substr(std::string_view("unix:").size());
     if (chmod(path.c_str(), options.unix_mode) != 0) {
       return failed("cannot set the mode of", address, errno);
@@ -125,8 +126,8 @@ Result<int> open_stream_socket(const Address& peer, const Address& source) {
     return failed("cannot set TCP_NODELAY on a socket for", peer, errno);
   }
   if (!source.empty()) {
-    // Without IP_BIND_ADDRESS_NO_PORT each source address would be limited to its ephemeral ports over
-    // all destinations together: the port is chosen at connect, when the destination is known.
+    // Without IP_BIND_ADDRESS_NO_PORT each source address would be limited to its ephemeral ports
+    // over all destinations together: the port is chosen at connect, when the destination is known.
     if (!source.is_unix() && (!set_option(stream.get(), SOL_SOCKET, SO_REUSEADDR) ||
                               !set_option(stream.get(), IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT))) {
       return failed("cannot set an option of a socket bound to", source, errno);

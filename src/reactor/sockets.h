@@ -10,9 +10,9 @@
 
 namespace millrace::reactor {
 
-// TCP: SO_REUSEADDR, SO_REUSEPORT if asked, TCP_NODELAY (accepted sockets inherit it), IPv6 listeners
-// take IPv6 only. Unix: a stale socket file is removed, a live one is an error; the mode is set before
-// the first connection can be made.
+// TCP: SO_REUSEADDR, SO_REUSEPORT if asked, TCP_NODELAY (accepted sockets inherit it), IPv6
+// listeners take IPv6 only. Unix: a stale socket file is removed, a live one is an error; the mode
+// is set before the first connection can be made.
 Result<int> open_listener(const ListenOptions& options);
 Result<int> open_stream_socket(const Address& peer, const Address& source);
 Result<Address> socket_name(int descriptor);

@@ -1,7 +1,7 @@
-// A timer lies on the level of the highest group of six bits in which its tick differs from the current
-// one. So everything on a level comes before everything on the levels above it, the next timer is in
-// the first occupied slot of the lowest occupied level, and a slot of an upper level is spread over the
-// lower ones when its time begins.
+// A timer lies on the level of the highest group of six bits in which its tick differs from the
+// current one. So everything on a level comes before everything on the levels above it, the next
+// timer is in the first occupied slot of the lowest occupied level, and a slot of an upper level is
+// spread over the lower ones when its time begins.
 #include "reactor/timer_wheel.h"
 
 #include <bit>
@@ -16,11 +16,14 @@ TimerWheel::~TimerWheel() {
   // Owners may outlive the wheel; their timers then simply never fire.
   for (auto& level : slots_) {
     for (Slot& slot : level) {
-      while (slot.pop_front()) {}
+      while (slot.pop_front()) {
+      }
     }
   }
-  while (far_.pop_front()) {}
-  while (due_.pop_front()) {}
+  while (far_.pop_front()) {
+  }
+  while (due_.pop_front()) {
+  }
 }
 
 void TimerWheel::start(int64_t now) {

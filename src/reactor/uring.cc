@@ -1,10 +1,12 @@
-// The loop and the operations. Each turn is one io_uring_enter(2): what was started since the last one
-// is submitted with the wait for what comes next.
+// The loop and the operations. Each turn is one io_uring_enter(2): what was started since the last
+// one is submitted with the wait for what comes next.
 //
-// What the ring itself ends too early (a multishot operation out of buffers, or dropped by the kernel
-// when its completion queue overflowed) is started again here, so that users see rule 5 of io.h.
+// What the ring itself ends too early (a multishot operation out of buffers, or dropped by the
+// kernel when its completion queue overflowed) is started again here, so that users see rule 5 of
+// io.h.
 #include "reactor/uring.h"
 
+#include <fmt/format.h>
 #include <netinet/in.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
@@ -19,8 +21,6 @@
 #include <cstring>
 #include <ctime>
 #include <vector>
-
-#include <fmt/format.h>
 
 #include "base/log.h"
 #include "base/prng.h"
@@ -42,9 +42,11 @@ constexpr int64_t kLongestWait = 3600 * kSecond;  // what a timespec of the kern
 // user_data of a submission: the address of its Op (a multiple of 8), or one of these.
 enum class Tag : uint64_t { op = 0, internal = 1, message = 2 };
 constexpr uint64_t kTagMask = 7;
-constexpr uint64_t kIgnored = (0 << 3) | static_cast<uint64_t>(Tag::internal);     // a cancel failed
-constexpr uint64_t kMessage = (1 << 3) | static_cast<uint64_t>(Tag::internal);     // another ring wakes
-constexpr uint64_t kEventRead = (2 << 3) | static_cast<uint64_t>(Tag::internal);   // the eventfd wakes
+constexpr uint64_t kIgnored = (0 << 3) | static_cast<uint64_t>(Tag::internal);  // a cancel failed
+constexpr uint64_t kMessage =
+    (1 << 3) | static_cast<uint64_t>(Tag::internal);  // another ring wakes
+constexpr uint64_t kEventRead =
+    (2 << 3) | static_cast<uint64_t>(Tag::internal);  // the eventfd wakes
 
 // What the back end notes in an Op while it is pending.
 struct Note {
@@ -117,7 +119,9 @@ class UringIo final : public Io {
   void cancel(Op& op) override;
   void poll(Op& op, int descriptor, short events) override;
 
-  BufferPool& buffers(BufferGroup group) override { return groups_[static_cast<size_t>(group)].pool; }
+  BufferPool& buffers(BufferGroup group) override {
+    return groups_[static_cast<size_t>(group)].pool;
+  }
 
   Result<Handle> open_file(const std::string& path, const FileOptions& options) override {
     return open_descriptor(path, options);
@@ -125,7 +129,8 @@ class UringIo final : public Io {
   Alignment alignment(Handle file) override { return descriptor_alignment(file); }
   Result<uint64_t> file_size(Handle file) override { return descriptor_size(file); }
   Status allocate(Handle file, uint64_t size) override { return allocate_bytes(file, size); }
-  void write(Op& op, Handle file, std::span<const iovec> parts, uint64_t offset, bool durable) override;
+  void write(Op& op, Handle file, std::span<const iovec> parts, uint64_t offset,
+             bool durable) override;
   void read(Op& op, Handle file, std::span<const iovec> parts, uint64_t offset) override;
   void sync(Op& op, Handle file) override;
   Result<std::vector<std::string>> list_directory(const std::string& path) override {
@@ -189,8 +194,8 @@ class UringIo final : public Io {
   int64_t next_enter_warning_ = 0;
   std::vector<int> locks_;
   // ---- written by any shard
-  // One word, so that all that matters has one order: whoever sets kNotified and sees kSleeping sends
-  // the signal; whoever sets kSleeping and sees kNotified does not sleep.
+  // One word, so that all that matters has one order: whoever sets kNotified and sees kSleeping
+  // sends the signal; whoever sets kSleeping and sees kNotified does not sleep.
   static constexpr uint32_t kSleeping = 1;
   static constexpr uint32_t kNotified = 2;
   alignas(64) std::atomic<uint32_t> wakefulness_{0};
@@ -209,10 +214,11 @@ Status UringIo::start(const UringOptions& options) {
   if (Status made = make_ring(options); !made) return made;
   // Blocking on purpose: with O_NONBLOCK the ring would report EAGAIN instead of waiting.
   event_ = eventfd(0, EFD_CLOEXEC);
-  if (event_ < 0) return fail(fmt::format("cannot make an eventfd: {}", std::strerror(errno)), errno);
+  if (event_ < 0)
+    return fail(fmt::format("cannot make an eventfd: {}", std::strerror(errno)), errno);
 
-  // Large blocks where pieces of many connections share one. Replies are small, so the blocks of the
-  // other groups are: a reply that is kept for a while pins less.
+  // Large blocks where pieces of many connections share one. Replies are small, so the blocks of
+  // the other groups are: a reply that is kept for a while pins less.
   bool incremental = features_.incremental_buffers;
   struct Shape {
     BufferGroup group;
@@ -248,8 +254,8 @@ Status UringIo::start(const UringOptions& options) {
   return success();
 }
 
-// Newer kernels charge rings to the user's locked memory, which may be limited to 8 MiB for all shards
-// and programs together. Smaller rings work as well, with more system calls at peaks.
+// Newer kernels charge rings to the user's locked memory, which may be limited to 8 MiB for all
+// shards and programs together. Smaller rings work as well, with more system calls at peaks.
 Status UringIo::make_ring(const UringOptions& options) {
   unsigned submissions = options.submission_entries;
   unsigned completions = options.completion_entries;
@@ -265,8 +271,9 @@ Status UringIo::make_ring(const UringOptions& options) {
   }
   ring_made_ = true;
   if (submissions != options.submission_entries) {
-    log::warning("io_uring queues cut from {} to {} submissions: locked memory is short (ulimit -l)",
-                 options.submission_entries, submissions);
+    log::warning(
+        "io_uring queues cut from {} to {} submissions: locked memory is short (ulimit -l)",
+        options.submission_entries, submissions);
   }
   return success();
 }
@@ -274,13 +281,17 @@ Status UringIo::make_ring(const UringOptions& options) {
 UringIo::~UringIo() {
   if (running == this) running = nullptr;
   for (Group& group : groups_) {
-    while (group.parked.pop_front()) {}
+    while (group.parked.pop_front()) {
+    }
   }
-  while (resting_.pop_front()) {}
-  while (ending_.pop_front()) {}
-  while (deferred_.pop_front()) {}
-  // The pools unregister from the ring, so it must outlive them: they are members, torn down after this
-  // body, hence ended by hand here.
+  while (resting_.pop_front()) {
+  }
+  while (ending_.pop_front()) {
+  }
+  while (deferred_.pop_front()) {
+  }
+  // The pools unregister from the ring, so it must outlive them: they are members, torn down after
+  // this body, hence ended by hand here.
   for (Group& group : groups_) group.pool.stop();
   if (ring_made_) io_uring_queue_exit(&ring_);
   if (event_ >= 0) ::close(event_);
@@ -306,8 +317,9 @@ void UringIo::turn(int64_t longest_wait_ns) {
   feed_groups();
 
   int64_t wait = 0;
-  // Completions are there already when the last turn had to submit. Then the wait below would return
-  // without asking the kernel for others, and a loop that always submits would never receive.
+  // Completions are there already when the last turn had to submit. Then the wait below would
+  // return without asking the kernel for others, and a loop that always submits would never
+  // receive.
   if (ending_.empty() && deferred_.empty() && io_uring_cq_ready(&ring_) == 0) {
     int64_t next = timers_.next();
     // The clock is read again: the time this thread was away would be slept on top.
@@ -337,8 +349,8 @@ void UringIo::turn(int64_t longest_wait_ns) {
   if (notified && on_wake) on_wake();
   run_deferred();
   if (messages_queued_) {
-    // Not left for the next turn's wait, since there may be none: a loop that ends must not leave those
-    // asleep whom its last turn woke. Under load nobody sleeps, so this costs little.
+    // Not left for the next turn's wait, since there may be none: a loop that ends must not leave
+    // those asleep whom its last turn woke. Under load nobody sleeps, so this costs little.
     messages_queued_ = false;
     move_spilled();
     submit_queued();
@@ -372,8 +384,8 @@ void UringIo::enter(int64_t wait_ns) {
       }
       return;
     default:
-      // EBADR: a completion was lost for want of kernel memory, and its Op would never end. The others
-      // are mistakes of ours. Either way nothing sensible can follow.
+      // EBADR: a completion was lost for want of kernel memory, and its Op would never end. The
+      // others are mistakes of ours. Either way nothing sensible can follow.
       log::error("io_uring_enter failed: {}", std::strerror(-r));
       UNREACHABLE();
   }
@@ -426,8 +438,8 @@ void UringIo::wake() {
     sender->messages_queued_ = true;
     // Only a failure comes back, with the eventfd to use in its place.
     entry.flags |= IOSQE_CQE_SKIP_SUCCESS;
-    io_uring_sqe_set_data64(&entry,
-                            (static_cast<uint64_t>(event_) << 3) | static_cast<uint64_t>(Tag::message));
+    io_uring_sqe_set_data64(
+        &entry, (static_cast<uint64_t>(event_) << 3) | static_cast<uint64_t>(Tag::message));
     return;
   }
   uint64_t one = 1;
@@ -489,7 +501,8 @@ void UringIo::arm_receive(Op& op, bool poll_first) {
 void UringIo::send(Op& op, Handle socket, std::span<const iovec> parts) {
   ASSERT(!parts.empty());
   op.begin();
-  // WAITALL: the kernel goes on after a short send by itself, and one completion tells of the whole.
+  // WAITALL: the kernel goes on after a short send by itself, and one completion tells of the
+  // whole.
   constexpr int kFlags = MSG_NOSIGNAL | MSG_WAITALL;
   auto& note = make_note<SendNote>(op, Note::Kind::send, socket);
   io_uring_sqe& entry = next_entry();
@@ -518,7 +531,8 @@ void UringIo::close(Handle handle, bool reset) {
     // Refused only by what is no TCP socket, where closing is all there is.
     (void)setsockopt(handle, SOL_SOCKET, SO_LINGER, &abort, sizeof abort);
   }
-  // EIO and ENOSPC tell of a file's earlier buffered writes, which sync() reported; EINTR still closes.
+  // EIO and ENOSPC tell of a file's earlier buffered writes, which sync() reported; EINTR still
+  // closes.
   if (::close(handle) != 0) ASSERT(errno != EBADF);
 }
 
@@ -557,7 +571,8 @@ void UringIo::poll(Op& op, int descriptor, short events) {
 
 // ---- files
 
-void UringIo::write(Op& op, Handle file, std::span<const iovec> parts, uint64_t offset, bool durable) {
+void UringIo::write(Op& op, Handle file, std::span<const iovec> parts, uint64_t offset,
+                    bool durable) {
   op.begin();
   make_note<Note>(op, Note::Kind::other, file);
   io_uring_sqe& entry = next_entry();
@@ -610,15 +625,17 @@ void UringIo::handle(uint64_t user_data, int32_t result, uint32_t flags) {
       UNREACHABLE();
     }
     case Tag::internal:
-      // A message of another ring, or a cancel that found nothing, needs nothing more: the turn runs
-      // on_wake because kNotified is set.
+      // A message of another ring, or a cancel that found nothing, needs nothing more: the turn
+      // runs on_wake because kNotified is set.
       if (user_data == kEventRead) read_event();
       return;
     case Tag::message: {
-      // The message could not be posted: EBADF and EBADFD when that ring is gone, else want of memory.
+      // The message could not be posted: EBADF and EBADFD when that ring is gone, else want of
+      // memory.
       if (result >= 0 || result == -EBADF || result == -EBADFD) return;
       uint64_t one = 1;
-      [[maybe_unused]] ssize_t written = ::write(static_cast<int>(user_data >> 3), &one, sizeof one);
+      [[maybe_unused]] ssize_t written =
+          ::write(static_cast<int>(user_data >> 3), &one, sizeof one);
       return;
     }
   }
@@ -730,13 +747,15 @@ void UringIo::on_receive(Op& op, int32_t result, uint32_t flags) {
     case EINTR:
       if (note.cancelled) return finish(op, -ECANCELED);
       return arm_receive(op, true);
-    default:  // 0: end of stream. ECANCELED. ECONNRESET, ETIMEDOUT and the like: the connection's end.
+    default:  // 0: end of stream. ECANCELED. ECONNRESET, ETIMEDOUT and the like: the connection's
+              // end.
       return finish(op, result);
   }
 }
 
-// Gives the kernel buffers as far as the limits allow, and starts as many parked receives as those can
-// serve. The others stay parked: started all at once they would find the ring empty again, and spin.
+// Gives the kernel buffers as far as the limits allow, and starts as many parked receives as those
+// can serve. The others stay parked: started all at once they would find the ring empty again, and
+// spin.
 void UringIo::feed_groups() {
   for (Group& group : groups_) {
     group.pool.refill();

@@ -10,7 +10,8 @@ namespace millrace::reactor {
 namespace {
 
 TEST(Address, IsPrintedAsItIsWritten) {
-  for (const char* text : {"192.0.2.1:25", "[2001:db8::1]:25", "0.0.0.0:0", "[::]:65535", "unix:/run/x"}) {
+  for (const char* text :
+       {"192.0.2.1:25", "[2001:db8::1]:25", "0.0.0.0:0", "[::]:65535", "unix:/run/x"}) {
     auto address = Address::parse(text);
     ASSERT_TRUE(address.ok()) << address.error().text;
     EXPECT_EQ(address->to_string(), text);
@@ -29,9 +30,10 @@ TEST(Address, DefaultPortStandsInForAMissingOne) {
 
 TEST(Address, MalformedTextIsRefused) {
   for (const char* text :
-       {"", ":", ":25", "192.0.2.1:", "192.0.2.1:65536", "192.0.2.1:-1", "192.0.2.1:+1", "192.0.2.1: 25",
-        "192.0.2.1:000025", "192.0.2:25", "192.0.2.256:25", "[192.0.2.1]:25", "[2001:db8::1:25",
-        "2001:db8::1]:25", "[2001:db8::g]:25", "[]:25", "[fe80::1%eth0]:25", "example.com:25", "unix:"}) {
+       {"", ":", ":25", "192.0.2.1:", "192.0.2.1:65536", "192.0.2.1:-1", "192.0.2.1:+1",
+        "192.0.2.1: 25", "192.0.2.1:000025", "192.0.2:25", "192.0.2.256:25", "[192.0.2.1]:25",
+        "[2001:db8::1:25", "2001:db8::1]:25", "[2001:db8::g]:25", "[]:25", "[fe80::1%eth0]:25",
+        "example.com:25", "unix:"}) {
     EXPECT_FALSE(Address::parse(text, 25).ok()) << text;
   }
   EXPECT_FALSE(Address::parse(std::string_view("192.0.2.1\0:25", 13)).ok());
@@ -115,11 +117,12 @@ TEST(Network, MappedAddressIsTheIpv4AddressItHolds) {
 }
 
 TEST(Network, MalformedTextIsRefused) {
-  for (const char* text : {"", "/8", "10.0.0.0/", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0.0/8/8", "10/8",
-                           "2001:db8::/129", "10.0.0.0/8 ", "10.0.0.1/8"}) {
+  for (const char* text : {"", "/8", "10.0.0.0/", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0.0/8/8",
+                           "10/8", "2001:db8::/129", "10.0.0.0/8 ", "10.0.0.1/8"}) {
     EXPECT_FALSE(Network::parse(text).ok()) << text;
   }
-  EXPECT_NE(Network::parse("10.0.0.1/8").error().text.find("10.0.0.0/8 is meant"), std::string::npos);
+  EXPECT_NE(Network::parse("10.0.0.1/8").error().text.find("10.0.0.0/8 is meant"),
+            std::string::npos);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The pool behind a buffer group: limits, recycling, private buffers. Filling by the kernel is tested in
-// uring_test.cc.
+// The pool behind a buffer group: limits, recycling, private buffers. Filling by the kernel is
+// tested in uring_test.cc.
 #include "reactor/buffers.h"
 
 #include <gtest/gtest.h>

@@ -108,8 +108,10 @@ class Office {
     uint64_t delivered = 0;
   };
 
-  Office(size_t shard_count, int letters, int hops, const char* features) : travellers(static_cast<size_t>(letters)) {
-    for (size_t i = 0; i < shard_count; ++i) shards.push_back(std::make_unique<Shard>(*this, i, features));
+  Office(size_t shard_count, int letters, int hops, const char* features)
+      : travellers(static_cast<size_t>(letters)) {
+    for (size_t i = 0; i < shard_count; ++i)
+      shards.push_back(std::make_unique<Shard>(*this, i, features));
     for (Traveller& traveller : travellers) traveller.hops_left = hops;
     travelling = letters;
   }

@@ -40,8 +40,9 @@ struct Owner {
 };
 
 TEST(TimerWheel, NeverFiresEarlyAndAtMostATickLate) {
-  for (int64_t delay : {int64_t{1}, kMillisecond / 2, kMillisecond, 63 * kMillisecond, 64 * kMillisecond,
-                        65 * kMillisecond, 4096 * kMillisecond + 1, int64_t{86'400'000} * kMillisecond}) {
+  for (int64_t delay :
+       {int64_t{1}, kMillisecond / 2, kMillisecond, 63 * kMillisecond, 64 * kMillisecond,
+        65 * kMillisecond, 4096 * kMillisecond + 1, int64_t{86'400'000} * kMillisecond}) {
     Clock clock;
     Owner owner;
     int64_t deadline = clock.now + delay;
@@ -195,8 +196,8 @@ TEST(TimerWheel, AgreesWithASimpleModel) {
         case 1: {
           // Delays of every magnitude, a few of them in the past.
           auto delay = static_cast<int64_t>(prng.next() >> (14 + prng.below(50)));
-          int64_t deadline = prng.below(10) == 0 ? std::max<int64_t>(0, clock.now - delay)
-                                                 : clock.now + delay;
+          int64_t deadline =
+              prng.below(10) == 0 ? std::max<int64_t>(0, clock.now - delay) : clock.now + delay;
           clock.wheel.arm(owner.timer, deadline);
           past[chosen] = deadline <= clock.now;
           break;
@@ -238,7 +239,8 @@ TEST(TimerWheel, FiresInOrderOfDeadlines) {
   std::vector<Owner> owners(5000);
   for (Owner& owner : owners) {
     owner.log = &log;
-    clock.wheel.arm(owner.timer, clock.now + 1 + static_cast<int64_t>(prng.below(100'000) * kMillisecond));
+    clock.wheel.arm(owner.timer,
+                    clock.now + 1 + static_cast<int64_t>(prng.below(100'000) * kMillisecond));
   }
   clock.advance(100'001 * kMillisecond);
   ASSERT_EQ(log.size(), owners.size());

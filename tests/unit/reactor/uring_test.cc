@@ -1,6 +1,6 @@
 // What only the io_uring back end promises, on real sockets and files of this machine: features and
-// their fallbacks, buffers at their limit, descriptors running out, waking across threads. The rules that
-// both back ends keep are in conformance.h.
+// their fallbacks, buffers at their limit, descriptors running out, waking across threads. The
+// rules that both back ends keep are in conformance.h.
 #include "reactor/uring.h"
 
 #include <fcntl.h>
@@ -216,7 +216,8 @@ TEST_P(UringTest, ReceiveIsParkedAtTheLimitAndGoesOnWhenBuffersReturn) {
   iovec part{text.data(), text.size()};
   io->send(sending.op, client, {&part, 1});
   ASSERT_TRUE(turn_until(*io, [&] {
-    return io->buffers(BufferGroup::ingress).bytes_in_use() == 1 << 20 && receiving.bytes.size() >= 1 << 19;
+    return io->buffers(BufferGroup::ingress).bytes_in_use() == 1 << 20 &&
+           receiving.bytes.size() >= 1 << 19;
   }));
   // Silence, and no spinning: nothing but the time-out ends a turn.
   size_t silent = 0;
@@ -232,7 +233,8 @@ TEST_P(UringTest, ReceiveIsParkedAtTheLimitAndGoesOnWhenBuffersReturn) {
   // What was kept is still what was sent, and the rest comes once it is let go.
   receiving.keep = false;
   receiving.kept.clear();
-  ASSERT_TRUE(turn_until(*io, [&] { return receiving.bytes.size() == text.size() && sending.ended; }));
+  ASSERT_TRUE(
+      turn_until(*io, [&] { return receiving.bytes.size() == text.size() && sending.ended; }));
   EXPECT_EQ(receiving.bytes, text);
   io->close(client);
   ASSERT_TRUE(turn_until(*io, [&] { return receiving.ended; }));
@@ -245,7 +247,8 @@ TEST_P(UringTest, CancelledParkedReceiveEndsInALaterTurn) {
   options.ingress_bytes = 64 << 10;
   if (io_has_large_blocks()) options.ingress_bytes = 1 << 20;
   make();
-  BufferRef all = io->buffers(BufferGroup::ingress).allocate(static_cast<uint32_t>(options.ingress_bytes / 2));
+  BufferRef all =
+      io->buffers(BufferGroup::ingress).allocate(static_cast<uint32_t>(options.ingress_bytes / 2));
   auto [client, server] = pair();
   Recorder receiving;
   receiving.keep = true;
@@ -279,7 +282,8 @@ TEST_P(UringTest, BuffersReturnWhenTheLastReferenceGoes) {
   io->receive(receiving.op, server, BufferGroup::delivery);
   for (int i = 0; i < 10; ++i) {
     send_all(client, "250 2.0.0 Ok\r\n");
-    ASSERT_TRUE(turn_until(*io, [&] { return receiving.bytes.size() == 14u * static_cast<size_t>(i + 1); }));
+    ASSERT_TRUE(turn_until(
+        *io, [&] { return receiving.bytes.size() == 14u * static_cast<size_t>(i + 1); }));
   }
   BufferPool& pool = io->buffers(BufferGroup::delivery);
   EXPECT_GT(pool.bytes_in_use(), 0u);
@@ -371,7 +375,8 @@ TEST_P(UringTest, AcceptReportsWantOfDescriptorsAndGoesOn) {
   EXPECT_LE(accepting.results.size(), reports + 1);  // not spinning
   ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
   auto connections = [&] {
-    return std::count_if(accepting.results.begin(), accepting.results.end(), [](int r) { return r >= 0; });
+    return std::count_if(accepting.results.begin(), accepting.results.end(),
+                         [](int r) { return r >= 0; });
   };
   EXPECT_TRUE(turn_until(*io, [&] { return connections() == 3; }));
   io->cancel(accepting.op);
