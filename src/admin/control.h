@@ -1,0 +1,30 @@
+// What the admin socket asks of the relay as a whole: an operator's view over all shards, and the
+// hand on them. relay/control.h implements it. Every call is made on the control shard (0) and
+// answers there by a callback, perhaps from within the call.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "millrace/status.h"
+#include "queue/scheduler.h"
+
+namespace millrace::admin {
+
+class Control {
+ public:
+  virtual ~Control() = default;
+  virtual void status(std::function<void(RelayStatus)> done) = 0;
+  // One row a destination, in the order in which an operator wants to see them.
+  virtual void queue_rows(std::function<void(std::vector<queue::QueueRow>)> done) = 0;
+  virtual void show(const mail::SpoolId& id,
+                    std::function<void(Result<queue::MessageRow>)> done) = 0;
+  // The number of recipients that match and, unless `dry_run`, on whom the command has begun to
+  // act: the command itself is durable then.
+  virtual void command(queue::Command command, queue::Filter filter, bool dry_run,
+                       std::function<void(Result<uint64_t>)> done) = 0;
+  // The pauses in force, as the operator gave them.
+  virtual std::vector<queue::Filter> pauses() const = 0;
+};
+
+}  // namespace millrace::admin

@@ -1,0 +1,227 @@
+#include "admin/protocol.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "events/json.h"
+
+namespace millrace::admin {
+namespace {
+
+using nlohmann::json;
+
+// RFC 3339; nothing for 0, which is "unknown".
+void put_time(json& object, const char* key, int64_t utc_ms) {
+  if (utc_ms == 0) return;
+  char text[events::kTimeSize];
+  events::format_time(utc_ms, text);
+  object[key] = std::string(text, sizeof text);
+}
+
+void put_text(json& object, const char* key, const std::string& text) {
+  if (!text.empty()) object[key] = text;
+}
+
+// Takes keys out of the request one by one, so that what is left over is an error.
+class Keys {
+ public:
+  explicit Keys(json object) : object_(std::move(object)) {}
+
+  std::string text(const char* key) {
+    json value = take(key);
+    if (value.is_null()) return {};
+    if (!value.is_string()) return wrong(key, "a text"), std::string();
+    return value.get<std::string>();
+  }
+  bool flag(const char* key) {
+    json value = take(key);
+    if (value.is_null()) return false;
+    if (!value.is_boolean()) return wrong(key, "true or false"), false;
+    return value.get<bool>();
+  }
+  uint64_t number(const char* key, uint64_t otherwise) {
+    json value = take(key);
+    if (value.is_null()) return otherwise;
+    if (!value.is_number_unsigned()) return wrong(key, "a number"), otherwise;
+    return value.get<uint64_t>();
+  }
+  mail::SpoolId id() {
+    std::string given = text("id");
+    if (given.empty()) return {};
+    auto parsed = mail::SpoolId::parse(given);
+    if (!parsed || parsed->empty()) {
+      error_ =
+          fmt::format("'{}' is not a spool id; it has 26 characters, as in the 250 reply", given);
+      return {};
+    }
+    return *parsed;
+  }
+  Status finish() {
+    if (error_.empty() && !object_.empty())
+      error_ = fmt::format("unknown key '{}'", object_.begin().key());
+    if (!error_.empty()) return fail(error_);
+    return success();
+  }
+
+ private:
+  json take(const char* key) {
+    auto at = object_.find(key);
+    if (at == object_.end()) return nullptr;
+    json value = std::move(*at);
+    object_.erase(at);
+    return value;
+  }
+  void wrong(const char* key, const char* wanted) {
+    error_ = fmt::format("'{}' must be {}", key, wanted);
+  }
+
+  json object_;
+  std::string error_;
+};
+
+std::string lower(std::string text) {
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
+  return text;
+}
+
+constexpr queue::Command kCommands[] = {queue::Command::pause, queue::Command::resume,
+                                        queue::Command::retry, queue::Command::remove,
+                                        queue::Command::bounce};
+
+}  // namespace
+
+Result<Request> parse_request(std::string_view line) {
+  json object = json::parse(line, nullptr, false);
+  if (!object.is_object()) return fail("a request is a JSON object on one line");
+  Keys keys(std::move(object));
+  std::string name = keys.text("command");
+  Request request;
+  if (name == "status") {
+    request = StatusRequest{};
+  } else if (name == "queue") {
+    QueueRequest queue;
+    queue.domain = lower(keys.text("domain"));
+    queue.limit = std::min<uint64_t>(keys.number("limit", queue.limit), 100'000);
+    request = std::move(queue);
+  } else if (name == "show") {
+    ShowRequest show{keys.id()};
+    if (Status status = keys.finish(); !status) return fail(status.error());
+    if (show.id.empty()) return fail("show needs an id");
+    request = show;
+  } else {
+    const queue::Command* found =
+        std::find_if(std::begin(kCommands), std::end(kCommands),
+                     [&](queue::Command c) { return queue::to_string(c) == name; });
+    if (found == std::end(kCommands)) {
+      return fail(
+          fmt::format("unknown command '{}'; known are status, queue, show, pause, resume, retry, "
+                      "delete and bounce",
+                      name));
+    }
+    CommandRequest command;
+    command.command = *found;
+    command.filter.domain = lower(keys.text("domain"));
+    command.filter.job = keys.text("job");
+    command.filter.sender = keys.text("sender");
+    command.filter.id = keys.id();
+    command.dry_run = keys.flag("dry_run");
+    bool all = keys.flag("all");
+    if (Status status = keys.finish(); !status) return fail(status.error());
+    if (command.filter.all() && !all) {
+      return fail(fmt::format(
+          "{} without domain, job, sender or id is about everything; say all to mean it", name));
+    }
+    if (!command.filter.all() && all) return fail("all and a filter exclude each other");
+    request = std::move(command);
+  }
+  if (Status status = keys.finish(); !status) return fail(status.error());
+  return request;
+}
+
+json to_json(const RelayStatus& s) {
+  return json{{"shards", s.shards},
+              {"accepted", s.accepted},
+              {"rejected", s.rejected},
+              {"bytes_accepted", s.bytes_accepted},
+              {"delivered", s.delivered},
+              {"deferred", s.deferred},
+              {"bounced", s.bounced},
+              {"expired", s.expired},
+              {"removed", s.removed},
+              {"queued", s.queued},
+              {"ready", s.ready},
+              {"in_flight", s.in_flight},
+              {"inbound_connections", s.inbound_connections},
+              {"outbound_connections", s.outbound_connections},
+              {"connects", s.connects},
+              {"attempts", s.attempts},
+              {"syncs", s.syncs},
+              {"bytes_written", s.bytes_written},
+              {"body_bytes", s.body_bytes},
+              {"body_bytes_copied", s.body_bytes_copied},
+              {"bodies_read_back", s.bodies_read_back},
+              {"memory_buffers", s.memory_buffers}};
+}
+
+json to_json(const queue::QueueRow& row) {
+  json out{{"domain", row.domain},          {"messages", row.messages}, {"ready", row.ready},
+           {"in_flight", row.in_flight},    {"waiting", row.waiting},   {"paused", row.paused},
+           {"delivered", row.delivered},    {"deferred", row.deferred}, {"bounced", row.bounced},
+           {"connections", row.connections}};
+  put_text(out, "pool", row.pool);
+  put_text(out, "site", row.site);
+  put_time(out, "oldest", row.oldest_ms);
+  put_time(out, "next_attempt", row.next_attempt_ms);
+  put_text(out, "last_reply", row.last_reply);
+  put_time(out, "last_reply_time", row.last_reply_ms);
+  put_text(out, "why", row.why);
+  return out;
+}
+
+json to_json(const queue::MessageRow& row) {
+  json out{{"id", row.id.to_string()},
+           {"reverse_path", row.reverse_path},
+           {"size", row.size},
+           {"in_memory", row.resident}};
+  put_text(out, "job", row.job);
+  put_text(out, "tenant", row.tenant);
+  put_text(out, "pool", row.pool);
+  put_text(out, "client", row.client);
+  put_text(out, "message_id", row.message_id);
+  put_time(out, "received", row.received_ms);
+  put_time(out, "expires", row.expires_ms);
+  out["recipients"] = json::array();
+  for (const queue::RecipientRow& recipient : row.recipients) {
+    json one{{"address", recipient.address},
+             {"state", recipient.state},
+             {"attempts", recipient.attempts}};
+    put_time(one, "next_attempt", recipient.next_attempt_ms);
+    put_text(one, "why", recipient.why);
+    out["recipients"].push_back(std::move(one));
+  }
+  return out;
+}
+
+json to_json(const queue::Filter& filter) {
+  json out = json::object();
+  put_text(out, "domain", filter.domain);
+  put_text(out, "job", filter.job);
+  put_text(out, "sender", filter.sender);
+  if (!filter.id.empty()) out["id"] = filter.id.to_string();
+  if (filter.all()) out["all"] = true;
+  return out;
+}
+
+std::string reply_line(json result) {
+  json reply{{"ok", true}, {"result", std::move(result)}};
+  return reply.dump(-1, ' ', true, json::error_handler_t::replace) + '\n';
+}
+
+std::string error_line(std::string_view why) {
+  json reply{{"ok", false}, {"error", std::string(why)}};
+  return reply.dump(-1, ' ', true, json::error_handler_t::replace) + '\n';
+}
+
+}  // namespace millrace::admin
