@@ -1,5 +1,5 @@
-// What the intake pass costs an octet: a 20 KiB message of several kinds, received by DATA and BDAT,
-// and the checksum alone for comparison.
+// What the intake pass costs an octet: a 20 KiB message of several kinds, received by DATA and
+// BDAT, and the checksum alone for comparison.
 #include <benchmark/benchmark.h>
 
 #include <string>
@@ -90,7 +90,8 @@ BENCHMARK(masks)->ArgName("wide")->Arg(0)->Arg(1);
 
 void scan_headers(benchmark::State& state) {
   std::string bytes;
-  for (int i = 0; i < 20; ++i) bytes += "X-Header-" + std::to_string(i) + ": " + std::string(60, 'v') + "\r\n";
+  for (int i = 0; i < 20; ++i)
+    bytes += "X-Header-" + std::to_string(i) + ": " + std::string(60, 'v') + "\r\n";
   bytes += "X-Job: j\r\nMessage-ID: <a@b>\r\nDate: d\r\n\r\nbody\r\n";
   mail::HeaderRules rules({"X-Virtual-MTA", "X-Job", "X-EnvID", "X-Expire-After"});
   mail::Content content;

@@ -1,5 +1,5 @@
-// What the protocol costs a message, bodies apart: a whole pipelined transaction on the receiving side,
-// and the parser of a server's replies on the sending side.
+// What the protocol costs a message, bodies apart: a whole pipelined transaction on the receiving
+// side, and the parser of a server's replies on the sending side.
 #include <benchmark/benchmark.h>
 
 #include <string>
@@ -21,8 +21,7 @@ void parse_command(benchmark::State& state) {
   };
   smtp::Extensions extensions;
   for (auto _ : state) {
-    benchmark::DoNotOptimize(
-        smtp::parse_command(lines[state.range(0)], extensions, false));
+    benchmark::DoNotOptimize(smtp::parse_command(lines[state.range(0)], extensions, false));
   }
 }
 BENCHMARK(parse_command)->Arg(0)->Arg(1)->Arg(2);

@@ -17,10 +17,11 @@ bool parse_number(std::string_view& text, uint16_t& number) {
   return true;
 }
 
-void append_number(std::string& out, uint16_t number) {
-  if (number >= 100) out.push_back(static_cast<char>('0' + number / 100 % 10));
-  if (number >= 10) out.push_back(static_cast<char>('0' + number / 10 % 10));
-  out.push_back(static_cast<char>('0' + number % 10));
+char* put_number(char* at, uint16_t number) {
+  if (number >= 100) *at++ = static_cast<char>('0' + number / 100 % 10);
+  if (number >= 10) *at++ = static_cast<char>('0' + number / 10 % 10);
+  *at++ = static_cast<char>('0' + number % 10);
+  return at;
 }
 
 // Removes the code from the front of `text`.
@@ -39,11 +40,13 @@ std::optional<EnhancedStatus> take(std::string_view& text) {
 }  // namespace
 
 void EnhancedStatus::append_to(std::string& out) const {
-  append_number(out, status_class);
-  out.push_back('.');
-  append_number(out, subject);
-  out.push_back('.');
-  append_number(out, detail);
+  char text[16];
+  char* end = put_number(text, status_class);
+  *end++ = '.';
+  end = put_number(end, subject);
+  *end++ = '.';
+  end = put_number(end, detail);
+  out.append(text, static_cast<size_t>(end - text));
 }
 
 std::string EnhancedStatus::to_string() const {

@@ -20,27 +20,28 @@ struct Notify {
 };
 
 struct Recipient {
-  std::string address;    // the mailbox without angle brackets, local part as given
-  std::string domain;     // routing domain: lower-case A-labels (UTS 46), or an address literal "[...]"
-  std::string orcpt;      // ORCPT as given, xtext undecoded ("rfc822;a+2Bb@c"), or empty
+  std::string address;  // the mailbox without angle brackets, local part as given
+  std::string
+      domain;         // routing domain: lower-case A-labels (UTS 46), or an address literal "[...]"
+  std::string orcpt;  // ORCPT as given, xtext undecoded ("rfc822;a+2Bb@c"), or empty
   uint8_t notify = Notify::unset;
 };
 
 struct Envelope {
   std::string reverse_path;  // without angle brackets; empty is <>
   std::vector<Recipient> recipients;
-  std::string envid;         // xtext undecoded
+  std::string envid;  // xtext undecoded
   Ret ret = Ret::unset;
   BodyType body = BodyType::seven_bit;
   bool smtputf8 = false;
-  int64_t received_ms = 0;   // UTC
-  int64_t expires_ms = 0;    // UTC; when undelivered mail is given up
+  int64_t received_ms = 0;  // UTC
+  int64_t expires_ms = 0;   // UTC; when undelivered mail is given up
   std::string tenant;
   std::string job;
-  std::string pool;          // virtual MTA
-  std::string account;       // who authenticated
-  std::string client;        // address of the injecting client, "192.0.2.1"
-  std::string message_id;    // the Message-ID header's value, bounded, for events
+  std::string pool;        // virtual MTA
+  std::string account;     // who authenticated
+  std::string client;      // address of the injecting client, "192.0.2.1"
+  std::string message_id;  // the Message-ID header's value, bounded, for events
 };
 
 }  // namespace millrace::mail

@@ -28,7 +28,8 @@ void append_clean(std::string& out, std::string_view text, size_t limit) {
   for (char c : text.substr(0, limit)) out.push_back(c == '\t' ? ' ' : is_control(c) ? '?' : c);
 }
 
-// The lines of a Content's raw bytes, one after the other. A line within one span is a view into it.
+// The lines of a Content's raw bytes, one after the other. A line within one span is a view into
+// it.
 class Lines {
  public:
   explicit Lines(const Content& content) : raw_(content.raw) {}
@@ -36,7 +37,7 @@ class Lines {
   struct Line {
     std::string_view text;  // without CRLF; valid until the next call
     uint32_t offset = 0;
-    uint32_t size = 0;      // with CRLF
+    uint32_t size = 0;  // with CRLF
   };
   bool next(Line& line) {
     while (span_ < raw_.size() && raw_[span_].empty()) ++span_;
@@ -44,7 +45,8 @@ class Lines {
     line.offset = position_;
     std::string_view rest = raw_[span_].substr(in_span_);
     if (const void* lf = std::memchr(rest.data(), '\n', rest.size())) {
-      line.text = rest.substr(0, static_cast<size_t>(static_cast<const char*>(lf) - rest.data()) + 1);
+      line.text =
+          rest.substr(0, static_cast<size_t>(static_cast<const char*>(lf) - rest.data()) + 1);
       advance(line.text.size());
     } else {
       joined_.clear();
@@ -196,14 +198,21 @@ HeaderScan scan_headers(Content& content, const HeaderRules& rules) {
     ++scan.field_count;
     HeaderRules::Match match = rules.find(name);
     switch (match.kind) {
-      case Kind::other: break;
-      case Kind::received: ++scan.received_count; break;
-      case Kind::date: scan.has_date = true; break;
+      case Kind::other:
+        break;
+      case Kind::received:
+        ++scan.received_count;
+        break;
+      case Kind::date:
+        scan.has_date = true;
+        break;
       case Kind::message_id:
         if (!scan.has_message_id) value = &scan.message_id;
         scan.has_message_id = true;
         break;
-      case Kind::removed: cutting = true; break;
+      case Kind::removed:
+        cutting = true;
+        break;
       case Kind::metadata:
         cutting = true;
         if (scan.values[match.index].count++ == 0) value = &scan.values[match.index].text;

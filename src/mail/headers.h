@@ -1,14 +1,14 @@
-// The header section: one scan over the spans of a Content at intake, and builders of the lines that
-// the relay adds. Works on the canonical content: in a stuffed Content the transparency dot of a line
-// is not part of it (".Bcc: x" received by DATA *is* "Bcc: x").
+// The header section: one scan over the spans of a Content at intake, and builders of the lines
+// that the relay adds. Works on the canonical content: in a stuffed Content the transparency dot of
+// a line is not part of it (".Bcc: x" received by DATA *is* "Bcc: x").
 //
-// The section ends at the first empty line. When the very first line is no header field, there is no
-// section: `has_section` is false, nothing is cut, and added headers must be followed by an empty line
-// (add_standard_headers does it).
+// The section ends at the first empty line. When the very first line is no header field, there is
+// no section: `has_section` is false, nothing is cut, and added headers must be followed by an
+// empty line (add_standard_headers does it).
 //
-// Limits: at most kMostCuts ranges are cut (neighbouring lines are one range); past it `too_many_cuts`
-// is set and the message should be refused. Values are unfolded, bounded to kLongestValue octets, and
-// control characters in them are replaced by '?'.
+// Limits: at most kMostCuts ranges are cut (neighbouring lines are one range); past it
+// `too_many_cuts` is set and the message should be refused. Values are unfolded, bounded to
+// kLongestValue octets, and control characters in them are replaced by '?'.
 #pragma once
 
 #include <array>
@@ -28,8 +28,9 @@ constexpr size_t kLongestValue = 998;
 // The names to look for; made once for a configuration, read by every scan.
 class HeaderRules {
  public:
-  // `metadata_names`: headers whose first value is returned and which are always removed, in the order
-  // of HeaderScan::values. `removed_names`: removed on top of Bcc, Resent-Bcc and Return-Path.
+  // `metadata_names`: headers whose first value is returned and which are always removed, in the
+  // order of HeaderScan::values. `removed_names`: removed on top of Bcc, Resent-Bcc and
+  // Return-Path.
   explicit HeaderRules(const std::vector<std::string>& metadata_names = {},
                        const std::vector<std::string>& removed_names = {});
   size_t metadata_count() const { return metadata_count_; }
@@ -54,14 +55,14 @@ class HeaderRules {
 };
 
 struct HeaderScan {
-  uint64_t section_size = 0;    // raw octets up to and including the empty line
+  uint64_t section_size = 0;  // raw octets up to and including the empty line
   uint32_t received_count = 0;
   uint32_t field_count = 0;
   bool has_section = false;
   bool has_date = false;
   bool has_message_id = false;
   bool too_many_cuts = false;
-  std::string message_id;       // the value, with its angle brackets if it has them
+  std::string message_id;  // the value, with its angle brackets if it has them
   // By metadata name: the first value, and how often the header was there.
   struct Value {
     std::string text;
@@ -70,9 +71,9 @@ struct HeaderScan {
   std::vector<Value> values;
 };
 
-// Scans the header section and adds the removed lines to content.cuts; dots inside a cut are taken out
-// of content.dots, so that no cut holds a dot.
-// REQUIRES: content.cuts is empty, line ends are CRLF only (the decoder found no fault).
+// Scans the header section and adds the removed lines to content.cuts; dots inside a cut are taken
+// out of content.dots, so that no cut holds a dot. REQUIRES: content.cuts is empty, line ends are
+// CRLF only (the decoder found no fault).
 HeaderScan scan_headers(Content& content, const HeaderRules& rules);
 
 // RFC 5322 3.3, always "+0000". No line end.
@@ -80,27 +81,27 @@ void append_rfc5322_date(std::string& out, int64_t utc_ms);
 
 enum class ReceivedMode : uint8_t { full, hide_client, off };
 
-struct ReceivedFields {  // RFC 5321 4.4; whatever the values hold, no CR, LF or NUL comes out
-  std::string_view helo;            // the client's EHLO or HELO argument
+struct ReceivedFields {   // RFC 5321 4.4; whatever the values hold, no CR, LF or NUL comes out
+  std::string_view helo;  // the client's EHLO or HELO argument
   std::string_view client_address;  // "192.0.2.1" or "2001:db8::1"
   std::string_view hostname;        // ours
   bool esmtp = true;                // EHLO, not HELO
   bool tls = false;
   bool authenticated = false;
-  bool smtputf8 = false;            // RFC 6531 4.3: UTF8SMTP...
+  bool smtputf8 = false;  // RFC 6531 4.3: UTF8SMTP...
   SpoolId id;
   std::string_view only_recipient;  // the mailbox when there is exactly one recipient, else empty
   int64_t utc_ms = 0;
 };
 // hide_client leaves out the whole "from" clause. off appends nothing.
 void append_received(std::string& out, ReceivedMode mode, const ReceivedFields& fields);
-void append_date(std::string& out, int64_t utc_ms);                                  // "Date: ...\r\n"
+void append_date(std::string& out, int64_t utc_ms);  // "Date: ...\r\n"
 void append_message_id(std::string& out, const SpoolId& id, std::string_view hostname);
 // "Name: value\r\n" with control characters replaced and at most kLongestValue - name octets.
 void append_header(std::string& out, std::string_view name, std::string_view value);
 
-// Sets content.prefix: Received, then Date and Message-ID if the message has none, then an empty line
-// if it has no header section. The Message-ID given to a message without one is returned in
+// Sets content.prefix: Received, then Date and Message-ID if the message has none, then an empty
+// line if it has no header section. The Message-ID given to a message without one is returned in
 // scan.message_id.
 void add_standard_headers(Content& content, HeaderScan& scan, ReceivedMode mode,
                           const ReceivedFields& fields);

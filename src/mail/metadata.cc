@@ -1,14 +1,14 @@
 // The metadata record of a message (declared in content.h; the page is docs/spool-format.md).
 //
-// A sequence of fields, little endian: tag (1 octet), size (4), value. A tag of 128 and above that is
-// not known makes the record unreadable, one below is skipped. Absent fields are empty or zero.
+// A sequence of fields, little endian: tag (1 octet), size (4), value. A tag of 128 and above that
+// is not known makes the record unreadable, one below is skipped. Absent fields are empty or zero.
 //
 //   1  tenant   2  job   3  pool   4  account   5  client   6  message_id   (text)
 // 128  fixed: received_ms (8), expires_ms (8), ret (1), body (1), smtputf8 (1)
 // 129  reverse_path (text)                130  envid (text)
-// 131  recipient, repeated in order: notify (1), sizes of address, domain, orcpt (2 each), their text
-// 132  prefix (text)
-// 133  content: raw_size (4), crc (4), unlisted_dots (4), flags (1: stuffed 1, eight bit 2, no CRLF
+// 131  recipient, repeated in order: notify (1), sizes of address, domain, orcpt (2 each), their
+// text 132  prefix (text) 133  content: raw_size (4), crc (4), unlisted_dots (4), flags (1: stuffed
+// 1, eight bit 2, no CRLF
 //      at the end 4, eight bit in the header section 8)
 // 134  dots (4 each)                      135  cuts: offset, size (4 each)
 #include <algorithm>
@@ -110,9 +110,8 @@ bool read_recipient(std::string_view value, RecipientView& recipient) {
 
 // Text of the envelope goes into commands, reports and logs: no control character may hide in it.
 bool is_clean(std::string_view text) {
-  return std::none_of(text.begin(), text.end(), [](char c) {
-    return static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
-  });
+  return std::none_of(text.begin(), text.end(),
+                      [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; });
 }
 
 // Whole lines ended by CRLF, none beginning with a dot, no other control of lines.
@@ -132,8 +131,7 @@ bool is_clean_prefix(std::string_view prefix) {
 }
 
 bool is_notify(uint8_t notify) {
-  return notify <= 15 &&
-         (!(notify & Notify::never) || notify == Notify::never);
+  return notify <= 15 && (!(notify & Notify::never) || notify == Notify::never);
 }
 
 bool edits_hold(const Content& content) {
@@ -159,7 +157,8 @@ Failure<Error> damaged(const char* what) {
   return fail(std::string("message metadata: bad ") + what);
 }
 
-// One walk for both decoders: `on_field` gets each field; it returns what is wrong with it, or null.
+// One walk for both decoders: `on_field` gets each field; it returns what is wrong with it, or
+// null.
 template <typename F>
 Status walk(std::string_view bytes, F&& on_field) {
   Field field;
@@ -185,14 +184,22 @@ const char* read_text(std::string_view value, std::string& text) {
 
 const char* read_envelope_field(const Field& field, Envelope& envelope) {
   switch (field.tag) {
-    case kTenant: return read_text(field.value, envelope.tenant);
-    case kJob: return read_text(field.value, envelope.job);
-    case kPool: return read_text(field.value, envelope.pool);
-    case kAccount: return read_text(field.value, envelope.account);
-    case kClient: return read_text(field.value, envelope.client);
-    case kMessageId: return read_text(field.value, envelope.message_id);
-    case kReversePath: return read_text(field.value, envelope.reverse_path);
-    case kEnvid: return read_text(field.value, envelope.envid);
+    case kTenant:
+      return read_text(field.value, envelope.tenant);
+    case kJob:
+      return read_text(field.value, envelope.job);
+    case kPool:
+      return read_text(field.value, envelope.pool);
+    case kAccount:
+      return read_text(field.value, envelope.account);
+    case kClient:
+      return read_text(field.value, envelope.client);
+    case kMessageId:
+      return read_text(field.value, envelope.message_id);
+    case kReversePath:
+      return read_text(field.value, envelope.reverse_path);
+    case kEnvid:
+      return read_text(field.value, envelope.envid);
     case kFixed: {
       if (const char* wrong = read_fixed(field.value, envelope.received_ms, envelope.expires_ms)) {
         return wrong;
@@ -215,7 +222,8 @@ const char* read_envelope_field(const Field& field, Envelope& envelope) {
                                      std::string(view.orcpt), view.notify});
       return nullptr;
     }
-    default: return field.tag >= kRefuseIfUnknown ? "tag: written by a newer version" : nullptr;
+    default:
+      return field.tag >= kRefuseIfUnknown ? "tag: written by a newer version" : nullptr;
   }
 }
 
@@ -254,7 +262,8 @@ const char* read_field(const Field& field, Metadata& metadata) {
       if (count > 0) std::memcpy(content.cuts.data(), field.value.data(), field.value.size());
       return nullptr;
     }
-    default: return read_envelope_field(field, metadata.envelope);
+    default:
+      return read_envelope_field(field, metadata.envelope);
   }
 }
 
@@ -292,10 +301,10 @@ void encode_metadata(const Envelope& envelope, const Content& content, std::stri
   put(out, content.raw_size);
   put(out, content.crc);
   put(out, content.unlisted_dots);
-  put(out, static_cast<uint8_t>((content.stuffed ? kStuffed : 0) |
-                                (content.eight_bit ? kEightBit : 0) |
-                                (content.ends_in_crlf ? 0 : kNoFinalCrlf) |
-                                (content.eight_bit_header ? kEightBitHeader : 0)));
+  put(out,
+      static_cast<uint8_t>((content.stuffed ? kStuffed : 0) | (content.eight_bit ? kEightBit : 0) |
+                           (content.ends_in_crlf ? 0 : kNoFinalCrlf) |
+                           (content.eight_bit_header ? kEightBitHeader : 0)));
   if (!content.dots.empty()) {
     put_head(out, kDots, content.dots.size() * 4);
     for (uint32_t dot : content.dots) put(out, dot);
@@ -332,9 +341,15 @@ Result<MetadataSummary> summarize_metadata(std::string_view bytes) {
       case kFixed:
         fixed = true;
         return read_fixed(field.value, summary.received_ms, summary.expires_ms);
-      case kTenant: summary.tenant = field.value; break;
-      case kJob: summary.job = field.value; break;
-      case kPool: summary.pool = field.value; break;
+      case kTenant:
+        summary.tenant = field.value;
+        break;
+      case kJob:
+        summary.job = field.value;
+        break;
+      case kPool:
+        summary.pool = field.value;
+        break;
       case kRecipient: {
         RecipientView view;
         if (!read_recipient(field.value, view) || view.address.empty()) return "recipient";

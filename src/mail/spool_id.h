@@ -1,8 +1,8 @@
-// SpoolId: the one identity of a message, from its 250 to its last event. 128 bits, ordered by time,
-// unique over shards, restarts and machines. Never called Message-ID, which is a header.
+// SpoolId: the one identity of a message, from its 250 to its last event. 128 bits, ordered by
+// time, unique over shards, restarts and machines. Never called Message-ID, which is a header.
 //
-// Layout, most significant first: 48 bits UTC milliseconds, 16 bits counter within the millisecond and
-// shard, 64 bits: a random number drawn at each start and mixed with the shard number.
+// Layout, most significant first: 48 bits UTC milliseconds, 16 bits counter within the millisecond
+// and shard, 64 bits: a random number drawn at each start and mixed with the shard number.
 #pragma once
 
 #include <compare>
@@ -35,7 +35,8 @@ struct SpoolIdHash {
   size_t operator()(const SpoolId& id) const { return id.high * 0x9e3779b97f4a7c15 ^ id.low; }
 };
 
-// Makes the ids of one shard. Never repeats and never goes backwards, even when the wall clock does.
+// Makes the ids of one shard. Never repeats and never goes backwards, even when the wall clock
+// does.
 class SpoolIdMaker {
  public:
   SpoolIdMaker(uint64_t random, unsigned shard) : low_(random ^ (uint64_t{shard} << 48)) {}

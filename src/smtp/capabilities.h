@@ -1,4 +1,5 @@
-// What a server announced in its reply to EHLO (RFC 5321 4.1.1.1). Nothing is assumed that is not here.
+// What a server announced in its reply to EHLO (RFC 5321 4.1.1.1). Nothing is assumed that is not
+// here.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,7 @@ struct Capabilities {
   bool size = false;             // RFC 1870
   bool auth_plain = false;       // RFC 4954
   bool auth_login = false;
-  uint64_t size_limit = 0;       // octets; 0 is no fixed limit
+  uint64_t size_limit = 0;  // octets; 0 is no fixed limit
   // RFC 9422; 0 is not announced.
   uint32_t mail_max = 0;         // messages per connection
   uint32_t rcpt_max = 0;         // recipients per transaction

@@ -41,10 +41,14 @@ bool needs_smtputf8(const mail::Envelope& envelope, const mail::Content& content
 
 std::string_view to_string(Fit fit) {
   switch (fit) {
-    case Fit::ok: return "ok";
-    case Fit::too_large: return "message larger than the server's limit";
-    case Fit::needs_smtputf8: return "server does not offer SMTPUTF8";
-    case Fit::needs_8bitmime: return "server does not offer 8BITMIME";
+    case Fit::ok:
+      return "ok";
+    case Fit::too_large:
+      return "message larger than the server's limit";
+    case Fit::needs_smtputf8:
+      return "server does not offer SMTPUTF8";
+    case Fit::needs_8bitmime:
+      return "server does not offer 8BITMIME";
   }
   UNREACHABLE();
 }

@@ -1,8 +1,8 @@
-// Commands to a server: builders of single lines, with the parameters that the server's capabilities
-// allow and no others. The connection and its states are delivery's.
+// Commands to a server: builders of single lines, with the parameters that the server's
+// capabilities allow and no others. The connection and its states are delivery's.
 //
-// Envelopes come from the command parser or from a checked spool record, so their text holds no CR, LF
-// or NUL; the builders assert it, because what they write is a command line.
+// Envelopes come from the command parser or from a checked spool record, so their text holds no CR,
+// LF or NUL; the builders assert it, because what they write is a command line.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +18,9 @@ namespace millrace::smtp {
 // Whether a message may be sent to a server as it is; checked per message (checklist 16, 17).
 enum class Fit : uint8_t {
   ok,
-  too_large,          // 5.3.4: over the peer's SIZE
-  needs_smtputf8,     // 5.6.7: an address or header is UTF-8 and the peer has no SMTPUTF8
-  needs_8bitmime,     // 5.6.3: 8-bit content and the peer has no 8BITMIME
+  too_large,       // 5.3.4: over the peer's SIZE
+  needs_smtputf8,  // 5.6.7: an address or header is UTF-8 and the peer has no SMTPUTF8
+  needs_8bitmime,  // 5.6.3: 8-bit content and the peer has no 8BITMIME
 };
 std::string_view to_string(Fit fit);
 Fit check_fit(const mail::Envelope& envelope, const mail::Content& content,

@@ -9,10 +9,10 @@
 namespace millrace::smtp {
 namespace {
 
-constexpr size_t kLongestName = 255;     // RFC 5321 4.5.3.1.2
-constexpr size_t kLongestEnvid = 100;    // RFC 3461 4.4
-constexpr size_t kLongestOrcpt = 500;    // RFC 3461 4.2
-constexpr size_t kMostSizeDigits = 20;   // RFC 1870 4
+constexpr size_t kLongestName = 255;    // RFC 5321 4.5.3.1.2
+constexpr size_t kLongestEnvid = 100;   // RFC 3461 4.4
+constexpr size_t kLongestOrcpt = 500;   // RFC 3461 4.2
+constexpr size_t kMostSizeDigits = 20;  // RFC 1870 4
 
 using Checked = std::optional<Reply>;  // what is wrong, or nothing
 
@@ -46,10 +46,9 @@ struct VerbName {
   Verb verb;
 };
 constexpr VerbName kVerbs[] = {
-    {"MAIL", Verb::mail}, {"RCPT", Verb::rcpt}, {"DATA", Verb::data},
-    {"BDAT", Verb::bdat}, {"RSET", Verb::rset}, {"EHLO", Verb::ehlo},
-    {"QUIT", Verb::quit}, {"HELO", Verb::helo}, {"NOOP", Verb::noop},
-    {"VRFY", Verb::vrfy}, {"EXPN", Verb::expn}, {"HELP", Verb::help},
+    {"MAIL", Verb::mail}, {"RCPT", Verb::rcpt},         {"DATA", Verb::data}, {"BDAT", Verb::bdat},
+    {"RSET", Verb::rset}, {"EHLO", Verb::ehlo},         {"QUIT", Verb::quit}, {"HELO", Verb::helo},
+    {"NOOP", Verb::noop}, {"VRFY", Verb::vrfy},         {"EXPN", Verb::expn}, {"HELP", Verb::help},
     {"AUTH", Verb::auth}, {"STARTTLS", Verb::starttls},
 };
 
@@ -68,8 +67,8 @@ bool is_http(std::string_view word, std::string_view line) {
   return false;
 }
 
-// A name for EHLO. Only what can stand in a Received line without harm; what it names is not checked,
-// because private and misconfigured names are common and harmless.
+// A name for EHLO. Only what can stand in a Received line without harm; what it names is not
+// checked, because private and misconfigured names are common and harmless.
 bool is_helo_name(std::string_view name) {
   if (name.empty() || name.size() > kLongestName) return false;
   for (char c : name) {
@@ -108,10 +107,14 @@ bool parse_number(std::string_view digits, uint64_t& number) {
 Reply address_reply(mail::AddressError error, bool sender) {
   using mail::AddressError;
   switch (error) {
-    case AddressError::local_part_too_long: return replies::kLocalPartTooLong;
-    case AddressError::domain_too_long: return replies::kDomainTooLong;
-    case AddressError::path_too_long: return replies::kPathTooLong;
-    default: return sender ? replies::kBadSender : replies::kBadRecipient;
+    case AddressError::local_part_too_long:
+      return replies::kLocalPartTooLong;
+    case AddressError::domain_too_long:
+      return replies::kDomainTooLong;
+    case AddressError::path_too_long:
+      return replies::kPathTooLong;
+    default:
+      return sender ? replies::kBadSender : replies::kBadRecipient;
   }
 }
 
@@ -145,24 +148,35 @@ Checked check_orcpt(std::string_view value, bool utf8) {
 }
 
 // Which parameters have been given; no bit is one that is not known or not offered.
-enum Given : unsigned { kNone = 0, kSize = 1, kBody = 2, kUtf8 = 4, kRet = 8, kEnvid = 16, kNotify = 32, kOrcpt = 64 };
+enum Given : unsigned {
+  kNone = 0,
+  kSize = 1,
+  kBody = 2,
+  kUtf8 = 4,
+  kRet = 8,
+  kEnvid = 16,
+  kNotify = 32,
+  kOrcpt = 64
+};
 
 Checked mail_parameter(std::string_view keyword, std::string_view value, bool has_value,
                        const Extensions& extensions, Command& command, unsigned& given) {
   auto is = [&](const char* name) { return equals_ignoring_case(keyword, name); };
-  unsigned bit = extensions.size && is("SIZE")                ? kSize
-                 : extensions.eight_bit_mime && is("BODY")    ? kBody
-                 : extensions.smtputf8 && is("SMTPUTF8")      ? kUtf8
-                 : extensions.dsn && is("RET")                ? kRet
-                 : extensions.dsn && is("ENVID")              ? kEnvid
-                                                              : kNone;
+  unsigned bit = extensions.size && is("SIZE")             ? kSize
+                 : extensions.eight_bit_mime && is("BODY") ? kBody
+                 : extensions.smtputf8 && is("SMTPUTF8")   ? kUtf8
+                 : extensions.dsn && is("RET")             ? kRet
+                 : extensions.dsn && is("ENVID")           ? kEnvid
+                                                           : kNone;
   if (bit == kNone) return replies::kUnknownParameter;
   if (given & bit) return replies::kRepeatedParameter;
   given |= bit;
   if (has_value == (bit == kUtf8)) return replies::kBadParameter;
   bool good = true;
   switch (bit) {
-    case kSize: good = parse_number(value, command.size); break;
+    case kSize:
+      good = parse_number(value, command.size);
+      break;
     case kBody:
       if (equals_ignoring_case(value, "8BITMIME")) {
         command.body = mail::BodyType::eight_bit_mime;
@@ -170,7 +184,9 @@ Checked mail_parameter(std::string_view keyword, std::string_view value, bool ha
         good = equals_ignoring_case(value, "7BIT");
       }
       break;
-    case kUtf8: command.smtputf8 = true; break;
+    case kUtf8:
+      command.smtputf8 = true;
+      break;
     case kRet:
       command.ret = equals_ignoring_case(value, "FULL")   ? mail::Ret::full
                     : equals_ignoring_case(value, "HDRS") ? mail::Ret::headers
@@ -186,12 +202,11 @@ Checked mail_parameter(std::string_view keyword, std::string_view value, bool ha
 }
 
 Checked rcpt_parameter(std::string_view keyword, std::string_view value, bool has_value,
-                       const Extensions& extensions, bool utf8, Command& command,
-                       unsigned& given) {
-  unsigned bit = !extensions.dsn                            ? kNone
-                 : equals_ignoring_case(keyword, "NOTIFY")  ? kNotify
-                 : equals_ignoring_case(keyword, "ORCPT")   ? kOrcpt
-                                                            : kNone;
+                       const Extensions& extensions, bool utf8, Command& command, unsigned& given) {
+  unsigned bit = !extensions.dsn                           ? kNone
+                 : equals_ignoring_case(keyword, "NOTIFY") ? kNotify
+                 : equals_ignoring_case(keyword, "ORCPT")  ? kOrcpt
+                                                           : kNone;
   if (bit == kNone) return replies::kUnknownParameter;
   if (given & bit) return replies::kRepeatedParameter;
   given |= bit;
@@ -299,7 +314,8 @@ Result<Command, CommandError> parse_command(std::string_view line, const Extensi
       if (rest.empty()) wrong = replies::kNeedsArgument;
       break;
     case Verb::noop:
-    case Verb::help: break;
+    case Verb::help:
+      break;
   }
   if (wrong) return fail(CommandError{*wrong});
   return command;

@@ -14,11 +14,16 @@ namespace millrace::smtp {
 
 std::string_view to_string(LineFault fault) {
   switch (fault) {
-    case LineFault::none: return "no fault";
-    case LineFault::bare_cr: return "bare CR";
-    case LineFault::bare_lf: return "bare LF";
-    case LineFault::nul: return "NUL";
-    case LineFault::long_line: return "line over 998 octets";
+    case LineFault::none:
+      return "no fault";
+    case LineFault::bare_cr:
+      return "bare CR";
+    case LineFault::bare_lf:
+      return "bare LF";
+    case LineFault::nul:
+      return "NUL";
+    case LineFault::long_line:
+      return "line over 998 octets";
   }
   UNREACHABLE();
 }
@@ -62,7 +67,8 @@ Masks masks_portable(const char* block) {
 
 namespace {
 
-// 64 octets to be compared. `Ored` gathers octets over many blocks, to ask once whether any was high.
+// 64 octets to be compared. `Ored` gathers octets over many blocks, to ask once whether any was
+// high.
 #if defined(__AVX2__)
 
 class Block {
@@ -127,8 +133,8 @@ ContentScanner::ContentScanner(bool stuffed, uint64_t max_size) : max_size_(max_
   facts_.stuffed = stuffed;
 }
 
-// Decides about a dot at the start of a line that ended the last piece. Nothing is consumed but an end
-// of data, or the CR after which still nothing is known.
+// Decides about a dot at the start of a line that ended the last piece. Nothing is consumed but an
+// end of data, or the CR after which still nothing is known.
 size_t ContentScanner::resume_dot(const char* data, size_t size, bool& found_end) {
   if (dot_ == Dot::seen && data[0] == '\r') {
     if (size == 1) {
@@ -183,8 +189,9 @@ size_t ContentScanner::scan_strip(const char* data, size_t size, size_t start, b
   return at;
 }
 
-// The common case: whole blocks in which every CR is followed by an LF and every LF follows a CR, with
-// no NUL, no dot at the start of a line, and no line that may be too long. Stops before the first other.
+// The common case: whole blocks in which every CR is followed by an LF and every LF follows a CR,
+// with no NUL, no dot at the start of a line, and no line that may be too long. Stops before the
+// first other.
 size_t ContentScanner::pass_plain_blocks(const char* data, size_t at, size_t stop) {
   const size_t start = at;
   const uint64_t base = offset_;
@@ -244,7 +251,9 @@ size_t ContentScanner::scan_block(const char* data, size_t size, size_t at, size
   for (uint64_t rest = dots; rest && !found_end; rest &= rest - 1) {
     const size_t bit = lowest(rest);
     switch (stuffed ? classify_dot(data, size, at + bit) : LineDot::content) {
-      case LineDot::content: add_dot(offset_ + bit); break;
+      case LineDot::content:
+        add_dot(offset_ + bit);
+        break;
       case LineDot::end:
         found_end = true;
         end = bit;
@@ -257,9 +266,8 @@ size_t ContentScanner::scan_block(const char* data, size_t size, size_t at, size
   }
   const uint64_t content = below(end);
   if (masks.high & content) facts_.eight_bit = true;
-  if (facts_.fault == LineFault::none &&
-      (((bare_lf | bare_cr | masks.nul) & content) != 0 ||
-       offset_ + end > line_start_ + kLongestTextLine)) {
+  if (facts_.fault == LineFault::none && (((bare_lf | bare_cr | masks.nul) & content) != 0 ||
+                                          offset_ + end > line_start_ + kLongestTextLine)) {
     find_fault(masks, end, bare_lf & content, bare_cr & content, crlf & content,
                stuffed ? dots & content : 0);
   }
@@ -297,10 +305,10 @@ void ContentScanner::add_dot(uint64_t offset) {
   }
 }
 
-// The first fault of a block in which there may be one. `bare_cr` marks the octets after a bare CR; the
-// CR itself may be the last octet of the block before.
-void ContentScanner::find_fault(const Masks& masks, size_t valid, uint64_t bare_lf, uint64_t bare_cr,
-                                uint64_t crlf, uint64_t dots) {
+// The first fault of a block in which there may be one. `bare_cr` marks the octets after a bare CR;
+// the CR itself may be the last octet of the block before.
+void ContentScanner::find_fault(const Masks& masks, size_t valid, uint64_t bare_lf,
+                                uint64_t bare_cr, uint64_t crlf, uint64_t dots) {
   constexpr int64_t kNowhere = 1000;
   const uint64_t nul = masks.nul & below(valid);
   int64_t position = kNowhere;
@@ -366,9 +374,9 @@ DataDecoder::Consumed DataDecoder::consume(const char* data, size_t size) {
   Consumed consumed;
   consumed.used = scanner_.scan(data, size, consumed.finished);
   const uint64_t raw_size = facts().raw_size;
-  consumed.body = !consumed.finished    ? consumed.used
-                  : raw_size > before   ? static_cast<size_t>(raw_size - before)
-                                        : 0;
+  consumed.body = !consumed.finished  ? consumed.used
+                  : raw_size > before ? static_cast<size_t>(raw_size - before)
+                                      : 0;
   return consumed;
 }
 

@@ -1,9 +1,10 @@
-// The one pass over a message's bytes at intake: finds the end of data, the dots at the start of lines,
-// faults of line ends, and computes size and checksum. The bytes stay where they are.
+// The one pass over a message's bytes at intake: finds the end of data, the dots at the start of
+// lines, faults of line ends, and computes size and checksum. The bytes stay where they are.
 //
-// Only CRLF ends a line, and only CRLF "." CRLF ends DATA (RFC 5321 2.3.8, 4.1.1.4): no bare CR or LF
-// ever takes part in it. The result is the same for every split of the input into pieces; DATA and
-// BDAT yield the same facts about the same content (dots mean different things, see mail/content.h).
+// Only CRLF ends a line, and only CRLF "." CRLF ends DATA (RFC 5321 2.3.8, 4.1.1.4): no bare CR or
+// LF ever takes part in it. The result is the same for every split of the input into pieces; DATA
+// and BDAT yield the same facts about the same content (dots mean different things, see
+// mail/content.h).
 //
 // Speed: 64 octets at a time, by AVX2 where compiled in.
 #pragma once
@@ -22,17 +23,17 @@ enum class LineFault : uint8_t { none, bare_cr, bare_lf, nul, long_line };
 std::string_view to_string(LineFault fault);  // "bare CR", ...
 
 struct IntakeFacts {
-  uint64_t raw_size = 0;      // octets of the message as received, without the final ".\r\n"
-  uint64_t dot_count = 0;     // lines that begin with a dot
-  std::vector<uint32_t> dots; // their offsets, or empty when more than mail::kMostListedDots
-  uint32_t crc = 0;           // CRC32C of those octets
+  uint64_t raw_size = 0;       // octets of the message as received, without the final ".\r\n"
+  uint64_t dot_count = 0;      // lines that begin with a dot
+  std::vector<uint32_t> dots;  // their offsets, or empty when more than mail::kMostListedDots
+  uint32_t crc = 0;            // CRC32C of those octets
   bool stuffed = false;
   bool eight_bit = false;
-  bool ends_in_crlf = true;   // also for an empty message
-  bool too_large = false;     // the canonical size went over the limit; crc and dots mean nothing then
+  bool ends_in_crlf = true;  // also for an empty message
+  bool too_large = false;  // the canonical size went over the limit; crc and dots mean nothing then
   LineFault fault = LineFault::none;  // the first one
-  uint64_t fault_line = 0;    // counted from 1
-  uint64_t fault_octet = 0;   // within the canonical line, from 1
+  uint64_t fault_line = 0;            // counted from 1
+  uint64_t fault_octet = 0;           // within the canonical line, from 1
 
   // Octets of the canonical content.
   uint64_t size() const { return stuffed ? raw_size - dot_count : raw_size; }
@@ -56,13 +57,17 @@ class ContentScanner {
   // All octets up to the end of data. `found_end` only when stuffed; the return value is how many
   // octets of the piece were used, the terminator included.
   size_t scan(const char* data, size_t size, bool& found_end);
-  void finish();  // unstuffed: the last octet has been seen
+  void finish();                               // unstuffed: the last octet has been seen
   uint64_t octets() const { return offset_; }  // of the content, a possible final dot included
   IntakeFacts& facts() { return facts_; }
   const IntakeFacts& facts() const { return facts_; }
 
  private:
-  enum class Dot : uint8_t { none, seen, seen_cr };  // a lone dot at line start at the end of a piece
+  enum class Dot : uint8_t {
+    none,
+    seen,
+    seen_cr
+  };  // a lone dot at line start at the end of a piece
 
   size_t resume_dot(const char* data, size_t size, bool& found_end);
   enum class LineDot : uint8_t { content, end, unknown };
@@ -78,12 +83,12 @@ class ContentScanner {
 
   IntakeFacts facts_;
   uint64_t max_size_;
-  uint64_t offset_ = 0;        // raw octets seen
-  uint64_t line_start_ = 0;    // raw offset of the canonical line's first octet
-  uint64_t lines_ = 0;         // complete ones
-  bool after_cr_ = false;      // the last octet was CR
+  uint64_t offset_ = 0;      // raw octets seen
+  uint64_t line_start_ = 0;  // raw offset of the canonical line's first octet
+  uint64_t lines_ = 0;       // complete ones
+  bool after_cr_ = false;    // the last octet was CR
   bool at_line_start_ = true;
-  Dot dot_ = Dot::none;        // its octets are in offset_, but not in the checksum or the dots
+  Dot dot_ = Dot::none;  // its octets are in offset_, but not in the checksum or the dots
   uint64_t dot_offset_ = 0;
 };
 
@@ -94,13 +99,13 @@ class DataDecoder {
   explicit DataDecoder(uint64_t max_size) : scanner_(true, max_size) {}
 
   struct Consumed {
-    size_t used = 0;       // octets of the piece that belong to this DATA, its end included
-    size_t body = 0;       // of these, from the front, what may be content
-    bool finished = false; // what follows are commands
+    size_t used = 0;        // octets of the piece that belong to this DATA, its end included
+    size_t body = 0;        // of these, from the front, what may be content
+    bool finished = false;  // what follows are commands
   };
-  // When the final ".\r\n" was split, its first octets have been reported as body by an earlier call;
-  // facts().raw_size is exact, and IntakeFacts::apply_to trims the spans to it. Past max_size bytes are
-  // still consumed until the end of data is found.
+  // When the final ".\r\n" was split, its first octets have been reported as body by an earlier
+  // call; facts().raw_size is exact, and IntakeFacts::apply_to trims the spans to it. Past max_size
+  // bytes are still consumed until the end of data is found.
   Consumed consume(const char* data, size_t size);
   IntakeFacts& facts() { return scanner_.facts(); }  // complete once finished
 

@@ -17,7 +17,8 @@ LineReader::Line LineReader::next(std::string_view piece) {
   const size_t window = std::min(piece.size(), room);
   for (size_t i = 0; i < window; ++i) {
     const char c = piece[i];
-    if (c > '\r') [[likely]] continue;
+    if (c > '\r') [[likely]]
+      continue;
     if (c == '\0') return bad(Outcome::nul, i + 1, false);
     if (c == '\r' && i + 1 < piece.size() && piece[i + 1] != '\n') {
       return bad(Outcome::bare_cr, i + 1, false);

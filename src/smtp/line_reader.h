@@ -1,9 +1,10 @@
-// Splits a client's bytes into command lines ended by CRLF, over any split of the input. A line that
-// lies in one piece is a view into that piece; only a line that straddles pieces is copied.
+// Splits a client's bytes into command lines ended by CRLF, over any split of the input. A line
+// that lies in one piece is a view into that piece; only a line that straddles pieces is copied.
 //
 // A bare LF, a bare CR or a NUL is reported once, when seen, and the rest up to the next CRLF is
-// skipped: it neither ends a line nor becomes part of one (RFC 5321 2.3.8). An overlong line is reported
-// once too and skipped in constant memory; skipped() tells how much, so that the caller can close.
+// skipped: it neither ends a line nor becomes part of one (RFC 5321 2.3.8). An overlong line is
+// reported once too and skipped in constant memory; skipped() tells how much, so that the caller
+// can close.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,9 @@ class LineReader {
   enum class Outcome : uint8_t { incomplete, line, too_long, bare_lf, bare_cr, nul };
   struct Line {
     Outcome outcome = Outcome::incomplete;
-    std::string_view text;  // outcome == line: without CRLF, valid until the next call or the piece ends
-    size_t consumed = 0;    // octets of the piece used up
+    std::string_view
+        text;  // outcome == line: without CRLF, valid until the next call or the piece ends
+    size_t consumed = 0;  // octets of the piece used up
   };
 
   explicit LineReader(size_t limit = kCommandLineLimit) : limit_(limit) {}

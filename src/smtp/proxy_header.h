@@ -1,6 +1,6 @@
-// The PROXY protocol, versions 1 and 2 (haproxy.org, proxy-protocol.txt): the line or block that a load
-// balancer sends before everything else to tell who the client is. Only a listener that was told so
-// reads it, and only from peers that were named.
+// The PROXY protocol, versions 1 and 2 (haproxy.org, proxy-protocol.txt): the line or block that a
+// load balancer sends before everything else to tell who the client is. Only a listener that was
+// told so reads it, and only from peers that were named.
 #pragma once
 
 #include <array>
@@ -18,7 +18,7 @@ struct ProxyHeader {
   enum class Outcome : uint8_t {
     incomplete,  // more bytes are needed; give all of them again
     client,      // source and destination are known
-    local,       // a health check of the proxy itself, or an unknown family: use the connection's own
+    local,  // a health check of the proxy itself, or an unknown family: use the connection's own
     invalid,
   };
   Outcome outcome = Outcome::incomplete;

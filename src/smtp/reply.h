@@ -1,5 +1,6 @@
-// Replies that the relay gives (RFC 5321 4.2). A Reply is a code, an enhanced status (RFC 2034) and a
-// text; all the fixed ones are constants here, so that a test and an operator find them in one place.
+// Replies that the relay gives (RFC 5321 4.2). A Reply is a code, an enhanced status (RFC 2034) and
+// a text; all the fixed ones are constants here, so that a test and an operator find them in one
+// place.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +30,8 @@ inline constexpr Reply kSenderOk{250, {2, 1, 0}, "Ok"};
 inline constexpr Reply kRecipientOk{250, {2, 1, 5}, "Ok"};
 inline constexpr Reply kChunkOk{250, {2, 0, 0}, "Chunk received"};
 inline constexpr Reply kHelp{214, {2, 0, 0}, "See RFC 5321"};
-inline constexpr Reply kCannotVerify{252, {2, 5, 0}, "Cannot verify, but will accept and try to deliver"};
+inline constexpr Reply kCannotVerify{
+    252, {2, 5, 0}, "Cannot verify, but will accept and try to deliver"};
 inline constexpr Reply kStartData{354, {}, "End data with <CR><LF>.<CR><LF>"};
 
 inline constexpr Reply kShuttingDown{421, {4, 3, 2}, "Shutting down"};
@@ -66,8 +68,10 @@ inline constexpr Reply kNotDuringBdat{503, {5, 5, 1}, "Not between BDAT commands
 inline constexpr Reply kNoRecipients{554, {5, 5, 1}, "No valid recipients"};
 inline constexpr Reply kBdatFailed{503, {5, 5, 1}, "An earlier BDAT was refused; send RSET"};
 inline constexpr Reply kMessageTooLarge{552, {5, 3, 4}, "Message larger than the announced limit"};
-inline constexpr Reply kChunkTooLarge{552, {5, 3, 4}, "Chunk far larger than the announced limit; closing"};
-inline constexpr Reply kEndlessMessage{552, {5, 3, 4}, "Message far larger than the announced limit; closing"};
+inline constexpr Reply kChunkTooLarge{
+    552, {5, 3, 4}, "Chunk far larger than the announced limit; closing"};
+inline constexpr Reply kEndlessMessage{
+    552, {5, 3, 4}, "Message far larger than the announced limit; closing"};
 inline constexpr Reply kTooManyChunks{554, {5, 5, 0}, "Too many small chunks"};
 inline constexpr Reply kNeedsSmtpUtf8{553, {5, 6, 7}, "Address needs SMTPUTF8"};
 inline constexpr Reply kUnknownParameter{555, {5, 5, 4}, "Parameter not recognized"};

@@ -9,11 +9,16 @@ namespace millrace::smtp {
 
 std::string_view to_string(ReplyParser::Outcome outcome) {
   switch (outcome) {
-    case ReplyParser::Outcome::incomplete: return "incomplete reply";
-    case ReplyParser::Outcome::reply: return "reply";
-    case ReplyParser::Outcome::mixed_codes: return "different codes within one reply";
-    case ReplyParser::Outcome::bad_code: return "not an SMTP reply";
-    case ReplyParser::Outcome::too_long: return "reply too long";
+    case ReplyParser::Outcome::incomplete:
+      return "incomplete reply";
+    case ReplyParser::Outcome::reply:
+      return "reply";
+    case ReplyParser::Outcome::mixed_codes:
+      return "different codes within one reply";
+    case ReplyParser::Outcome::bad_code:
+      return "not an SMTP reply";
+    case ReplyParser::Outcome::too_long:
+      return "reply too long";
   }
   UNREACHABLE();
 }
@@ -82,8 +87,8 @@ ReplyParser::Outcome ReplyParser::next(std::string_view& piece) {
       continue;
     }
     const void* found = std::memchr(piece.data(), '\n', piece.size());
-    size_t size = found ? static_cast<size_t>(static_cast<const char*>(found) - piece.data())
-                        : piece.size();
+    size_t size =
+        found ? static_cast<size_t>(static_cast<const char*>(found) - piece.data()) : piece.size();
     total_ += size + (found ? 1 : 0);
     if (total_ > kLongestReply) return Outcome::too_long;
     std::string_view text = piece.substr(0, size);

@@ -93,8 +93,8 @@ Rewritten rewrite_content(mail::Content& content) {
   uint64_t faults = 0;
   bool line_start = true;  // of a received line: only CRLF counts for transparency dots
   size_t crs = 0;          // in a row, the last octets
-  // CRs before a CRLF are dropped with it: as line ends of their own they would make empty lines, and
-  // the first of those would end the header section.
+  // CRs before a CRLF are dropped with it: as line ends of their own they would make empty lines,
+  // and the first of those would end the header section.
   auto end_lone_crs = [&] {
     faults += crs;
     for (; crs > 0; --crs) writer.end_line();
@@ -113,13 +113,19 @@ Rewritten rewrite_content(mail::Content& content) {
       line_start = false;
       if (transparency) continue;
       switch (c) {
-        case '\r': ++crs; break;
+        case '\r':
+          ++crs;
+          break;
         case '\n':
           ++faults;
           writer.end_line();
           break;
-        case '\0': ++faults; break;
-        default: writer.put(c); break;
+        case '\0':
+          ++faults;
+          break;
+        default:
+          writer.put(c);
+          break;
       }
     }
   }

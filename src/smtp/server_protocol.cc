@@ -27,12 +27,17 @@ void append_number(std::string& out, uint64_t number) {
 
 Reply line_reply(LineReader::Outcome outcome) {
   switch (outcome) {
-    case LineReader::Outcome::too_long: return replies::kLineTooLong;
-    case LineReader::Outcome::bare_lf: return replies::kBareLf;
-    case LineReader::Outcome::bare_cr: return replies::kBareCr;
-    case LineReader::Outcome::nul: return replies::kNul;
+    case LineReader::Outcome::too_long:
+      return replies::kLineTooLong;
+    case LineReader::Outcome::bare_lf:
+      return replies::kBareLf;
+    case LineReader::Outcome::bare_cr:
+      return replies::kBareCr;
+    case LineReader::Outcome::nul:
+      return replies::kNul;
     case LineReader::Outcome::incomplete:
-    case LineReader::Outcome::line: break;
+    case LineReader::Outcome::line:
+      break;
   }
   UNREACHABLE();
 }
@@ -41,17 +46,28 @@ Reply line_reply(LineReader::Outcome outcome) {
 
 std::string_view to_string(ServerProtocol::State state) {
   switch (state) {
-    case ServerProtocol::State::connected: return "connected, greeting not sent";
-    case ServerProtocol::State::greeted: return "waiting for EHLO";
-    case ServerProtocol::State::ready: return "waiting for MAIL";
-    case ServerProtocol::State::mail: return "waiting for RCPT";
-    case ServerProtocol::State::rcpt: return "waiting for RCPT or data";
-    case ServerProtocol::State::data: return "receiving data";
-    case ServerProtocol::State::chunk: return "receiving a chunk";
-    case ServerProtocol::State::between_chunks: return "waiting for the next chunk";
-    case ServerProtocol::State::drain_chunk: return "throwing away a refused chunk";
-    case ServerProtocol::State::bdat_failed: return "waiting for RSET after a refused chunk";
-    case ServerProtocol::State::closing: return "closing";
+    case ServerProtocol::State::connected:
+      return "connected, greeting not sent";
+    case ServerProtocol::State::greeted:
+      return "waiting for EHLO";
+    case ServerProtocol::State::ready:
+      return "waiting for MAIL";
+    case ServerProtocol::State::mail:
+      return "waiting for RCPT";
+    case ServerProtocol::State::rcpt:
+      return "waiting for RCPT or data";
+    case ServerProtocol::State::data:
+      return "receiving data";
+    case ServerProtocol::State::chunk:
+      return "receiving a chunk";
+    case ServerProtocol::State::between_chunks:
+      return "waiting for the next chunk";
+    case ServerProtocol::State::drain_chunk:
+      return "throwing away a refused chunk";
+    case ServerProtocol::State::bdat_failed:
+      return "waiting for RSET after a refused chunk";
+    case ServerProtocol::State::closing:
+      return "closing";
   }
   UNREACHABLE();
 }
@@ -111,10 +127,18 @@ ServerProtocol::Step ServerProtocol::advance(std::string_view piece) {
       close_with(replies::kEarlyTalker);
       step.consumed = piece.size();
       break;
-    case State::closing: step.consumed = piece.size(); break;
-    case State::data: step = read_data(piece); break;
-    case State::chunk: step = read_chunk(piece); break;
-    case State::drain_chunk: step = drain_chunk(piece); break;
+    case State::closing:
+      step.consumed = piece.size();
+      break;
+    case State::data:
+      step = read_data(piece);
+      break;
+    case State::chunk:
+      step = read_chunk(piece);
+      break;
+    case State::drain_chunk:
+      step = drain_chunk(piece);
+      break;
     case State::greeted:
     case State::ready:
     case State::mail:
@@ -166,20 +190,24 @@ ServerProtocol::Step ServerProtocol::read_command(std::string_view piece) {
   return step;
 }
 
-// RFC 2920 3.1: EHLO and DATA change what the next octets mean, so they end a group; before EHLO has
-// announced PIPELINING there are no groups. NOOP, VRFY and EXPN, which should end one too, do no harm
-// within it, and neither does anything after QUIT, which is not read.
+// RFC 2920 3.1: EHLO and DATA change what the next octets mean, so they end a group; before EHLO
+// has announced PIPELINING there are no groups. NOOP, VRFY and EXPN, which should end one too, do
+// no harm within it, and neither does anything after QUIT, which is not read.
 bool ServerProtocol::is_legal_group(Verb verb, bool more_input) const {
   if (!more_input) return true;
   switch (verb) {
-    case Verb::quit: return true;
+    case Verb::quit:
+      return true;
     case Verb::helo:
     case Verb::ehlo:
     case Verb::data:
     case Verb::starttls:
-    case Verb::auth: return false;
-    case Verb::bdat: return true;  // its octets follow at once (RFC 3030 2)
-    default: return esmtp_ && options_.extensions.pipelining;
+    case Verb::auth:
+      return false;
+    case Verb::bdat:
+      return true;  // its octets follow at once (RFC 3030 2)
+    default:
+      return esmtp_ && options_.extensions.pipelining;
   }
 }
 
@@ -191,10 +219,18 @@ void ServerProtocol::on_command(const Command& command, Step& step) {
       stop_wanting(step);
       on_hello(command);
       break;
-    case Verb::mail: on_mail(command); break;
-    case Verb::rcpt: on_rcpt(command); break;
-    case Verb::data: on_data_command(step); break;
-    case Verb::bdat: on_bdat(command, step); break;
+    case Verb::mail:
+      on_mail(command);
+      break;
+    case Verb::rcpt:
+      on_rcpt(command);
+      break;
+    case Verb::data:
+      on_data_command(step);
+      break;
+    case Verb::bdat:
+      on_bdat(command, step);
+      break;
     case Verb::rset:
       if (!count_idle_command()) return;
       stop_wanting(step);
@@ -210,10 +246,14 @@ void ServerProtocol::on_command(const Command& command, Step& step) {
     case Verb::vrfy:
       if (count_idle_command()) say(replies::kCannotVerify);
       break;
-    case Verb::quit: close_with(replies::kBye); break;
+    case Verb::quit:
+      close_with(replies::kBye);
+      break;
     case Verb::expn:
     case Verb::starttls:
-    case Verb::auth: refuse(replies::kNotImplemented); break;
+    case Verb::auth:
+      refuse(replies::kNotImplemented);
+      break;
   }
 }
 
@@ -265,11 +305,16 @@ void ServerProtocol::say_capabilities() {
 
 void ServerProtocol::on_mail(const Command& command) {
   switch (state_) {
-    case State::ready: break;
-    case State::greeted: return refuse(replies::kHelloFirst);
-    case State::between_chunks: return refuse(replies::kNotDuringBdat);
-    case State::bdat_failed: return refuse(replies::kBdatFailed);
-    default: return refuse(replies::kNestedMail);
+    case State::ready:
+      break;
+    case State::greeted:
+      return refuse(replies::kHelloFirst);
+    case State::between_chunks:
+      return refuse(replies::kNotDuringBdat);
+    case State::bdat_failed:
+      return refuse(replies::kBdatFailed);
+    default:
+      return refuse(replies::kNestedMail);
   }
   if (options_.max_messages > 0 && message_number_ >= options_.max_messages) {
     return close_with(replies::kTooManyMessages);
@@ -310,11 +355,16 @@ void ServerProtocol::finish_mail(const Reply& reply) {
 void ServerProtocol::on_rcpt(const Command& command) {
   switch (state_) {
     case State::mail:
-    case State::rcpt: break;
-    case State::greeted: return refuse(replies::kHelloFirst);
-    case State::between_chunks: return refuse(replies::kNotDuringBdat);
-    case State::bdat_failed: return refuse(replies::kBdatFailed);
-    default: return refuse(replies::kMailFirst);
+    case State::rcpt:
+      break;
+    case State::greeted:
+      return refuse(replies::kHelloFirst);
+    case State::between_chunks:
+      return refuse(replies::kNotDuringBdat);
+    case State::bdat_failed:
+      return refuse(replies::kBdatFailed);
+    default:
+      return refuse(replies::kMailFirst);
   }
   if (envelope_.recipients.size() >= options_.max_recipients) {
     if (++recipients_refused_ > kMostRefusedRecipients) return close_with(replies::kTooManyErrors);
@@ -342,12 +392,18 @@ void ServerProtocol::on_rcpt(const Command& command) {
 
 void ServerProtocol::on_data_command(Step& step) {
   switch (state_) {
-    case State::rcpt: break;
-    case State::greeted: return refuse(replies::kHelloFirst);
-    case State::mail: return refuse(replies::kNoRecipients);
-    case State::between_chunks: return refuse(replies::kNotDuringBdat);
-    case State::bdat_failed: return refuse(replies::kBdatFailed);
-    default: return refuse(replies::kMailFirst);
+    case State::rcpt:
+      break;
+    case State::greeted:
+      return refuse(replies::kHelloFirst);
+    case State::mail:
+      return refuse(replies::kNoRecipients);
+    case State::between_chunks:
+      return refuse(replies::kNotDuringBdat);
+    case State::bdat_failed:
+      return refuse(replies::kBdatFailed);
+    default:
+      return refuse(replies::kMailFirst);
   }
   if (Reply reply = policy_.check_data(envelope_); reply.code != 0) {
     refuse(reply);
@@ -417,7 +473,7 @@ ServerProtocol::Step ServerProtocol::read_data(std::string_view piece) {
   bool found_end = false;
   step.consumed = scanner_.scan(piece.data(), piece.size(), found_end);
   const uint64_t raw_size = scanner_.facts().raw_size;
-  const size_t body = !found_end ? step.consumed
+  const size_t body = !found_end          ? step.consumed
                       : raw_size > before ? static_cast<size_t>(raw_size - before)
                                           : 0;
   if (is_bad_message()) stop_wanting(step);
@@ -460,19 +516,24 @@ void ServerProtocol::on_bdat(const Command& command, Step& step) {
         return;
       }
       break;
-    case State::between_chunks: break;
-    case State::greeted: return refuse_chunk(command, replies::kHelloFirst, state_);
-    case State::mail: return refuse_chunk(command, replies::kNoRecipients, state_);
-    case State::bdat_failed: return refuse_chunk(command, replies::kBdatFailed, state_);
-    default: return refuse_chunk(command, replies::kMailFirst, state_);
+    case State::between_chunks:
+      break;
+    case State::greeted:
+      return refuse_chunk(command, replies::kHelloFirst, state_);
+    case State::mail:
+      return refuse_chunk(command, replies::kNoRecipients, state_);
+    case State::bdat_failed:
+      return refuse_chunk(command, replies::kBdatFailed, state_);
+    default:
+      return refuse_chunk(command, replies::kMailFirst, state_);
   }
   if (state_ == State::rcpt) begin_message(false, step);
   ++chunks_;
   const uint64_t size = scanner_.octets() + command.chunk_size;
-  const Reply* wrong =
-      size > options_.max_message_size                                          ? &replies::kMessageTooLarge
-      : chunks_ > kFreeChunks && size / kSmallestChunk < chunks_ - kFreeChunks ? &replies::kTooManyChunks
-                                                                                : nullptr;
+  const Reply* wrong = size > options_.max_message_size ? &replies::kMessageTooLarge
+                       : chunks_ > kFreeChunks && size / kSmallestChunk < chunks_ - kFreeChunks
+                           ? &replies::kTooManyChunks
+                           : nullptr;
   if (wrong) {
     stop_wanting(step);
     return refuse_chunk(command, *wrong, State::bdat_failed);
@@ -483,8 +544,8 @@ void ServerProtocol::on_bdat(const Command& command, Step& step) {
   if (chunk_left_ == 0) end_chunk(step);
 }
 
-// Refuses a BDAT and has its octets pass by. A refused last chunk ends the transaction; after another
-// one, RSET (or EHLO) does.
+// Refuses a BDAT and has its octets pass by. A refused last chunk ends the transaction; after
+// another one, RSET (or EHLO) does.
 void ServerProtocol::refuse_chunk(const Command& command, const Reply& reply, State after) {
   refuse(reply);
   if (state_ == State::closing) return;

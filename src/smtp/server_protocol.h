@@ -8,24 +8,25 @@
 //       piece.remove_prefix(step.consumed);
 //       if (step.begins) ...;              // in this order: begins, body, event
 //       if (!step.body.empty()) ...;
-//       switch (step.event) { ... }        // blocked: keep `piece`, pause receiving, leave the loop
+//       switch (step.event) { ... }        // blocked: keep `piece`, pause receiving, leave the
+//       loop
 //     }
 //     protocol.take_output(...), send; if (protocol.finished()) close after it
 //   }
 //
-// Ownership. `piece` is the caller's and need not outlive the call, except that body bytes are reported
-// as views into it (Step::body), which the caller keeps by holding the buffer. The protocol itself keeps
-// copies only of a command line that straddles pieces and of the envelope. envelope() and facts() are
-// the current message's; the caller may move them out at Event::message_end, and they are cleared by the
-// next advance().
+// Ownership. `piece` is the caller's and need not outlive the call, except that body bytes are
+// reported as views into it (Step::body), which the caller keeps by holding the buffer. The
+// protocol itself keeps copies only of a command line that straddles pieces and of the envelope.
+// envelope() and facts() are the current message's; the caller may move them out at
+// Event::message_end, and they are cleared by the next advance().
 //
-// Order. Every message_end is answered once by message_done(number, reply), at any later time. Until
-// then the protocol parses on: replies to later commands are held behind the missing one and leave in
-// command order. At most `max_pending_messages` are unanswered; then advance() returns `blocked` and
-// consumes nothing until message_done().
+// Order. Every message_end is answered once by message_done(number, reply), at any later time.
+// Until then the protocol parses on: replies to later commands are held behind the missing one and
+// leave in command order. At most `max_pending_messages` are unanswered; then advance() returns
+// `blocked` and consumes nothing until message_done().
 //
-// Limits: all of ServerOptions; memory is a command line, the envelope and the held replies. Time-outs
-// are the session's.
+// Limits: all of ServerOptions; memory is a command line, the envelope and the held replies.
+// Time-outs are the session's.
 #pragma once
 
 #include <cstdint>
@@ -43,23 +44,24 @@ namespace millrace::smtp {
 
 constexpr uint64_t kLargestMessage = 1 << 30;
 
-struct ServerOptions {  // constant while a session lasts
-  std::string hostname;               // of greeting, EHLO reply and "postmaster@"
+struct ServerOptions {   // constant while a session lasts
+  std::string hostname;  // of greeting, EHLO reply and "postmaster@"
   std::string banner = "ESMTP Millrace";
   Extensions extensions;
   uint64_t max_message_size = 50 << 20;  // octets of canonical content; at most kLargestMessage
   uint32_t max_recipients = 1000;
-  uint32_t max_errors = 20;              // replies 5xx to commands, then 421
-  uint32_t max_idle_commands = 200;      // NOOP, RSET, VRFY, ... since the last message, then 421
-  uint32_t max_messages = 0;             // per session; 0 is no limit
+  uint32_t max_errors = 20;          // replies 5xx to commands, then 421
+  uint32_t max_idle_commands = 200;  // NOOP, RSET, VRFY, ... since the last message, then 421
+  uint32_t max_messages = 0;         // per session; 0 is no limit
   uint32_t max_pending_messages = 8;
-  bool keep_bad_lines = false;           // a message with line faults ends in message_end all the same
+  bool keep_bad_lines = false;  // a message with line faults ends in message_end all the same
 };
 
 // What only the session knows. A Reply is asked for at three points; code 0 is "go on".
 class ServerPolicy {
  public:
-  // From check_mail only: the reply comes later, by answer_mail(), and no input is taken until then.
+  // From check_mail only: the reply comes later, by answer_mail(), and no input is taken until
+  // then.
   static constexpr Reply kLater{1, {}, {}};
   virtual Reply check_mail(const mail::Envelope&, uint64_t announced_size) { return {}; }
   virtual Reply check_recipient(const mail::Envelope&, const mail::Recipient&) { return {}; }
@@ -73,22 +75,22 @@ class ServerPolicy {
 class ServerProtocol {
  public:
   enum class State : uint8_t {
-    connected,     // greeting not sent
-    greeted,       // waiting for EHLO or HELO
-    ready,         // no transaction
-    mail,          // MAIL accepted
-    rcpt,          // at least one recipient accepted
-    data,          // receiving after 354
-    chunk,         // receiving octets of a BDAT chunk
+    connected,  // greeting not sent
+    greeted,    // waiting for EHLO or HELO
+    ready,      // no transaction
+    mail,       // MAIL accepted
+    rcpt,       // at least one recipient accepted
+    data,       // receiving after 354
+    chunk,      // receiving octets of a BDAT chunk
     between_chunks,
-    drain_chunk,   // a refused chunk's octets pass by
-    bdat_failed,   // a chunk was refused: only RSET, a new EHLO or QUIT lead on
-    closing,       // the last reply is written, or waits behind pending messages
+    drain_chunk,  // a refused chunk's octets pass by
+    bdat_failed,  // a chunk was refused: only RSET, a new EHLO or QUIT lead on
+    closing,      // the last reply is written, or waits behind pending messages
   };
 
   enum class Event : uint8_t {
-    none,               // go on with the rest of the piece, if any
-    message_end,        // all of it: facts(), envelope(), message_number(); message_done() must follow
+    none,         // go on with the rest of the piece, if any
+    message_end,  // all of it: facts(), envelope(), message_number(); message_done() must follow
     message_discarded,  // between its begin and its end: drop what was kept of it
     blocked,            // too many pending messages, or MAIL waits for its answer: call again after
                         // message_done() or answer_mail()
@@ -104,7 +106,8 @@ class ServerProtocol {
   // `options` and `policy` outlive the protocol.
   ServerProtocol(const ServerOptions& options, ServerPolicy& policy);
 
-  // Writes 220, or the refusal (421, 554) and finishes. Bytes that come before are an early talker's.
+  // Writes 220, or the refusal (421, 554) and finishes. Bytes that come before are an early
+  // talker's.
   void greet(const Reply* refusal = nullptr);
   // REQUIRES: !finished(), piece not empty. After State::closing input is consumed and ignored.
   Step advance(std::string_view piece);
@@ -116,14 +119,14 @@ class ServerProtocol {
   // The reply to the message of that number: 250, or its refusal. `reply` is copied.
   // REQUIRES: message_end was reported for it, and it has not been answered.
   void message_done(uint64_t number, const Reply& reply);
-  // The answer to the MAIL whose check_mail() said kLater; code 0 accepts it. Nothing is said when the
-  // session was shut down meanwhile. REQUIRES: that MAIL has not been answered.
+  // The answer to the MAIL whose check_mail() said kLater; code 0 accepts it. Nothing is said when
+  // the session was shut down meanwhile. REQUIRES: that MAIL has not been answered.
   void answer_mail(const Reply& reply);
   // "bare LF in line 3, octet 17".
   static std::string describe_fault(const IntakeFacts& facts);
 
-  // Ends the session with `reply` (421; its text static): at once, or after the message that is being
-  // received.
+  // Ends the session with `reply` (421; its text static): at once, or after the message that is
+  // being received.
   void shut_down(const Reply& reply);
 
   // Replies that may be sent now. Moves them to the end of `out`.
@@ -141,7 +144,7 @@ class ServerProtocol {
   uint32_t errors() const { return errors_; }
 
  private:
-  struct Pending {       // a message whose reply is missing, and the replies that wait behind it
+  struct Pending {  // a message whose reply is missing, and the replies that wait behind it
     uint64_t number = 0;
     bool answered = false;
     std::string reply;
@@ -149,11 +152,13 @@ class ServerProtocol {
   };
 
   void enter(State state);
-  std::string& out();               // where the next reply goes
+  std::string& out();  // where the next reply goes
   void say(const Reply& reply);
   void refuse(const Reply& reply);  // says it and counts an error
   void close_with(const Reply& reply);
-  Pending& pending_at(uint32_t index) { return pending_[(pending_first_ + index) % pending_.size()]; }
+  Pending& pending_at(uint32_t index) {
+    return pending_[(pending_first_ + index) % pending_.size()];
+  }
 
   Step read_command(std::string_view piece);
   Step read_data(std::string_view piece);
@@ -172,9 +177,9 @@ class ServerProtocol {
   void end_message(Step& step);
   void end_transaction(State next);
   void begin_message(bool stuffed, Step& step);
-  void stop_wanting(Step& step);    // the rest of the message is drained
+  void stop_wanting(Step& step);  // the rest of the message is drained
   void say_capabilities();
-  bool count_idle_command();        // false when the session was closed for it
+  bool count_idle_command();  // false when the session was closed for it
   // Whether the message being received has been found unacceptable, and the reply that says so.
   bool is_bad_message() const;
   void refuse_bad_message();
@@ -189,12 +194,12 @@ class ServerProtocol {
   mail::Envelope envelope_;
   detail::ContentScanner scanner_;
   std::string helo_;
-  Reply shutdown_;                  // code 0: none asked for
+  Reply shutdown_;  // code 0: none asked for
   bool esmtp_ = false;
   bool mail_waits_ = false;      // for answer_mail()
-  bool message_open_ = false;       // between its begin and its end
-  bool message_wanted_ = false;     // its bytes are still reported
-  bool envelope_given_ = false;     // message_end was reported: clear at the next advance()
+  bool message_open_ = false;    // between its begin and its end
+  bool message_wanted_ = false;  // its bytes are still reported
+  bool envelope_given_ = false;  // message_end was reported: clear at the next advance()
   bool last_chunk_ = false;
   uint64_t chunk_left_ = 0;
   uint64_t drained_ = 0;

@@ -8,9 +8,9 @@
 
 namespace millrace::smtp {
 
-// Well-formed xtext whose decoded form is printable US-ASCII or blank: "+00", "+0D", "+0A" and every
-// other control character are refused. With `utf8`, octets above 127 may stand as they are when they
-// are well-formed UTF-8 (RFC 6533 3).
+// Well-formed xtext whose decoded form is printable US-ASCII or blank: "+00", "+0D", "+0A" and
+// every other control character are refused. With `utf8`, octets above 127 may stand as they are
+// when they are well-formed UTF-8 (RFC 6533 3).
 bool is_xtext(std::string_view text, bool utf8 = false);
 // Appends the xtext form of `text`; control characters are left out, so that what comes out always
 // passes is_xtext(out, true).

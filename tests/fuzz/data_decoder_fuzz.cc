@@ -1,5 +1,5 @@
-// The intake pass: for any bytes and any split, DATA gives the same facts, and its canonical content,
-// sent again by BDAT, gives the same facts about lines. Rewriting leaves no fault.
+// The intake pass: for any bytes and any split, DATA gives the same facts, and its canonical
+// content, sent again by BDAT, gives the same facts about lines. Rewriting leaves no fault.
 #include <cstdint>
 #include <string>
 
@@ -72,7 +72,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   bdat.finish();
   ASSERT(canonical.size() == whole.facts.size());
-  ASSERT(bdat.facts().fault == whole.facts.fault && bdat.facts().fault_line == whole.facts.fault_line);
+  ASSERT(bdat.facts().fault == whole.facts.fault &&
+         bdat.facts().fault_line == whole.facts.fault_line);
   ASSERT(bdat.facts().fault_octet == whole.facts.fault_octet);
   ASSERT(bdat.facts().eight_bit == whole.facts.eight_bit);
 

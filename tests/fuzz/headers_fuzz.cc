@@ -54,7 +54,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   mail::HeaderScan scan = mail::scan_headers(content, rules);
   mail::Content split = content_of(raw, stuffed, 1 + data[0] / 2);
   mail::HeaderScan split_scan = mail::scan_headers(split, rules);
-  ASSERT(scan.received_count == split_scan.received_count && scan.values[0].text == split_scan.values[0].text);
+  ASSERT(scan.received_count == split_scan.received_count &&
+         scan.values[0].text == split_scan.values[0].text);
   ASSERT(content.dots == split.dots && content.cuts.size() == split.cuts.size());
 
   std::string record;

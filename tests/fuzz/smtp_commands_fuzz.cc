@@ -56,8 +56,11 @@ std::string run(std::string_view input, size_t step) {
           ASSERT(open);
           open = false;
           break;
-        case ServerProtocol::Event::blocked: ASSERT(false); break;  // all are answered at once
-        case ServerProtocol::Event::none: break;
+        case ServerProtocol::Event::blocked:
+          ASSERT(false);
+          break;  // all are answered at once
+        case ServerProtocol::Event::none:
+          break;
       }
     }
   }

@@ -1,4 +1,5 @@
-// A server's replies: any bytes, split by the first octet; the same replies at every split, bounded.
+// A server's replies: any bytes, split by the first octet; the same replies at every split,
+// bounded.
 #include <cstdint>
 #include <string>
 

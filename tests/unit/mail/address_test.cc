@@ -20,7 +20,10 @@ TEST(Path, MailboxesInAllForms) {
        {"a@b.example", "first.last+tag@sub-domain.example.com", "!#$%&'*+-/=?^_`{|}~@x.example",
         "\"quoted string\"@x.example", "\"a\\\"b\\\\c@d\"@x.example", "\"\"@x.example",
         "a@[192.0.2.1]", "a@[IPv6:2001:db8::1]", "a@localhost", "a@_dmarc.example", "a@x.123a",
-        "\xc3\xbc@example.com", "a@b\xc3\xbc" "cher.example", "A.B@EXAMPLE.com"}) {
+        "\xc3\xbc@example.com",
+        "a@b\xc3\xbc"
+        "cher.example",
+        "A.B@EXAMPLE.com"}) {
     EXPECT_EQ(forward("<" + std::string(mailbox) + ">"), mailbox);
   }
 }
@@ -39,8 +42,9 @@ TEST(Path, PartsAreViewsOfTheText) {
 TEST(Path, SourceRoutesAreStripped) {
   EXPECT_EQ(forward("<@one.example,@two.example:a@b.example>"), "a@b.example");
   EXPECT_EQ(forward("<@one.example:a@b.example>"), "a@b.example");
-  for (const char* bad : {"<@:a@b.example>", "<@one:>", "<@one,two:a@b.example>", "<@one,:a@b.example>",
-                          "<@one a@b.example>", "<@one>", "<@one:postmaster>", "<@one"}) {
+  for (const char* bad :
+       {"<@:a@b.example>", "<@one:>", "<@one,two:a@b.example>", "<@one,:a@b.example>",
+        "<@one a@b.example>", "<@one>", "<@one:postmaster>", "<@one"}) {
     EXPECT_EQ(error(bad), AddressError::syntax) << bad;
   }
 }
@@ -56,11 +60,29 @@ TEST(Path, NullAndPostmaster) {
 }
 
 TEST(Path, WrongSyntaxIsRefused) {
-  for (const char* bad :
-       {"", "<", "a@b.example", "<a@b.example", "<a@>", "<@b.example>", "<a b@c.example>", "<.a@b.example>",
-        "<a.@b.example>", "<a..b@c.example>", "<\"a@b.example>", "<\"a\"b@c.example>", "<\"a\\", "<a@b@c>",
-        "<a@b.example x>", "<a\r\n@b.example>", "<\"a\r\n\"@b.example>", "<a@b.example\n>", "<a@ b.example>",
-        "<(c)a@b.example>", "<a@b.example>x<", "<<a@b.example>>", "<\"a\x01\"@b.example>"}) {
+  for (const char* bad : {"",
+                          "<",
+                          "a@b.example",
+                          "<a@b.example",
+                          "<a@>",
+                          "<@b.example>",
+                          "<a b@c.example>",
+                          "<.a@b.example>",
+                          "<a.@b.example>",
+                          "<a..b@c.example>",
+                          "<\"a@b.example>",
+                          "<\"a\"b@c.example>",
+                          "<\"a\\",
+                          "<a@b@c>",
+                          "<a@b.example x>",
+                          "<a\r\n@b.example>",
+                          "<\"a\r\n\"@b.example>",
+                          "<a@b.example\n>",
+                          "<a@ b.example>",
+                          "<(c)a@b.example>",
+                          "<a@b.example>x<",
+                          "<<a@b.example>>",
+                          "<\"a\x01\"@b.example>"}) {
     auto path = parse_path(bad, PathKind::forward);
     if (path.ok()) {
       EXPECT_LT(path->consumed, std::string_view(bad).size()) << bad;
@@ -77,10 +99,11 @@ TEST(Path, WrongDomainsAreRefused) {
     EXPECT_EQ(error(bad), AddressError::bad_domain) << bad;
   }
   EXPECT_EQ(error("<a@" + std::string(64, 'x') + ".example>"), AddressError::bad_domain);
-  EXPECT_EQ(forward("<a@" + std::string(63, 'x') + ".example>"), "a@" + std::string(63, 'x') + ".example");
-  for (const char* bad : {"<a@[192.0.2]>", "<a@[192.0.2.256]>", "<a@[]>", "<a@[IPv6:192.0.2.1]>",
-                          "<a@[2001:db8::1]>", "<a@[IPv6:]>", "<a@[tag:x]>", "<a@[192.0.2.1>",
-                          "<a@[IPv6:fe80::1%eth0]>"}) {
+  EXPECT_EQ(forward("<a@" + std::string(63, 'x') + ".example>"),
+            "a@" + std::string(63, 'x') + ".example");
+  for (const char* bad :
+       {"<a@[192.0.2]>", "<a@[192.0.2.256]>", "<a@[]>", "<a@[IPv6:192.0.2.1]>", "<a@[2001:db8::1]>",
+        "<a@[IPv6:]>", "<a@[tag:x]>", "<a@[192.0.2.1>", "<a@[IPv6:fe80::1%eth0]>"}) {
     EXPECT_EQ(error(bad), AddressError::bad_literal) << bad;
   }
 }
@@ -91,13 +114,14 @@ TEST(Path, LimitsOfRfc5321) {
   EXPECT_EQ(error("<" + local + "l@b.example>"), AddressError::local_part_too_long);
   std::string label(62, 'd');
   std::string domain = label + "." + label + "." + label + "." + label;  // 251
-  EXPECT_EQ(forward("<ab@" + domain + ">"), "ab@" + domain);          // a path of 256
+  EXPECT_EQ(forward("<ab@" + domain + ">"), "ab@" + domain);             // a path of 256
   EXPECT_EQ(error("<abc@" + domain + ">"), AddressError::path_too_long);
   EXPECT_EQ(error("<a@" + domain + "." + label + ">"), AddressError::domain_too_long);
 }
 
 TEST(Path, MalformedUtf8IsRefused) {
-  for (const char* bad : {"\xff", "\xc3", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\x80", "\xe2\x82"}) {
+  for (const char* bad :
+       {"\xff", "\xc3", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\x80", "\xe2\x82"}) {
     EXPECT_EQ(error(std::string("<") + bad + "@b.example>"), AddressError::bad_utf8);
     EXPECT_EQ(error(std::string("<a@") + bad + ".example>"), AddressError::bad_utf8);
     EXPECT_FALSE(is_utf8(bad));
@@ -119,13 +143,21 @@ std::string routing(std::string_view domain) {
 
 TEST(RoutingDomain, IsLowerCaseALabels) {
   EXPECT_EQ(routing("Example.COM"), "example.com");
-  EXPECT_EQ(routing("b\xc3\xbc" "cher.example"), "xn--bcher-kva.example");
-  EXPECT_EQ(routing("B\xc3\x9c" "CHER.example"), "xn--bcher-kva.example");
+  EXPECT_EQ(routing("b\xc3\xbc"
+                    "cher.example"),
+            "xn--bcher-kva.example");
+  EXPECT_EQ(routing("B\xc3\x9c"
+                    "CHER.example"),
+            "xn--bcher-kva.example");
   EXPECT_EQ(routing("XN--BCHER-KVA.example"), "xn--bcher-kva.example");
   // Non-transitional: sharp s stays itself.
-  EXPECT_EQ(routing("stra\xc3\x9f" "e.example"), "xn--strae-oqa.example");
+  EXPECT_EQ(routing("stra\xc3\x9f"
+                    "e.example"),
+            "xn--strae-oqa.example");
   // Full-width letters and the ideographic full stop are mapped.
-  EXPECT_EQ(routing("\xef\xbd\x81\xe3\x80\x82" "example"), "a.example");
+  EXPECT_EQ(routing("\xef\xbd\x81\xe3\x80\x82"
+                    "example"),
+            "a.example");
 }
 
 TEST(RoutingDomain, LiteralsAreCanonical) {

@@ -153,7 +153,8 @@ TEST(EnhancedStatus, ParsesAndPrints) {
   EXPECT_EQ(EnhancedStatus::parse("5.7.26")->to_string(), "5.7.26");
   EXPECT_EQ(EnhancedStatus::parse_prefix("4.0.999 text")->to_string(), "4.0.999");
   EXPECT_EQ(EnhancedStatus::parse_prefix("2.0.0")->status_class, 2);
-  for (const char* bad : {"", "5", "5.1", "5.1.", "3.1.1", "5.1.1x", "5.1.1000", "5.01.1", "5..1", "55.1.1"}) {
+  for (const char* bad :
+       {"", "5", "5.1", "5.1.", "3.1.1", "5.1.1x", "5.1.1000", "5.01.1", "5..1", "55.1.1"}) {
     EXPECT_FALSE(EnhancedStatus::parse(bad)) << bad;
     EXPECT_FALSE(EnhancedStatus::parse_prefix(bad)) << bad;
   }

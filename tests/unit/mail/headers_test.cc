@@ -47,7 +47,8 @@ std::unique_ptr<Scanned> scanned(std::string raw, bool stuffed = false, size_t s
   result->scan = scan_headers(content, kRules);
   result->left = canonical(content);
   for (const Cut& cut : content.cuts) {
-    for (uint32_t dot : content.dots) EXPECT_FALSE(dot >= cut.offset && dot < cut.offset + cut.size);
+    for (uint32_t dot : content.dots)
+      EXPECT_FALSE(dot >= cut.offset && dot < cut.offset + cut.size);
   }
   return result;
 }
@@ -59,7 +60,8 @@ TEST(Headers, MetadataAndPrivateHeadersAreRemovedWhereverTheyAreSplit) {
       "x-virtual-mta:\tpool1\r\nX-Job: ignored\r\nMessage-ID: <id@x>\r\nX-Secret: s\r\n\r\n"
       "Bcc: body\r\nReceived: body\r\n";
   std::string left =
-      "Received: a\r\nreceived: b\r\n\tfolded\r\nDate: now\r\nSubject: s\r\nMessage-ID: <id@x>\r\n\r\n"
+      "Received: a\r\nreceived: b\r\n\tfolded\r\nDate: now\r\nSubject: s\r\nMessage-ID: "
+      "<id@x>\r\n\r\n"
       "Bcc: body\r\nReceived: body\r\n";
   for (size_t step = 1; step <= raw.size(); ++step) {
     auto result = scanned(raw, false, step);
@@ -98,7 +100,8 @@ TEST(Headers, UnlistedDotsWithinCutsAreUncounted) {
 }
 
 TEST(Headers, WithoutAHeaderSectionNothingIsTouched) {
-  for (const char* raw : {"just text\r\nBcc: x\r\n", " Bcc: x\r\n\r\n", ": x\r\nBcc: y\r\n", "B cc: x\r\n"}) {
+  for (const char* raw :
+       {"just text\r\nBcc: x\r\n", " Bcc: x\r\n\r\n", ": x\r\nBcc: y\r\n", "B cc: x\r\n"}) {
     auto result = scanned(raw);
     EXPECT_FALSE(result->scan.has_section) << raw;
     EXPECT_EQ(result->left, raw);
@@ -141,7 +144,11 @@ TEST(Headers, AMillionHeadersAreBounded) {
 }
 
 TEST(Headers, ControlCharactersOfAValueAreReplaced) {
-  EXPECT_EQ(scanned("X-Job: a\x01" "b\x7f\tc\r\n\r\n")->scan.values[1].text, "a?b? c");
+  EXPECT_EQ(scanned("X-Job: a\x01"
+                    "b\x7f\tc\r\n\r\n")
+                ->scan.values[1]
+                .text,
+            "a?b? c");
 }
 
 TEST(HeaderLines, ReceivedTellsWhatItMay) {
@@ -155,8 +162,10 @@ TEST(HeaderLines, ReceivedTellsWhatItMay) {
   fields.authenticated = true;
   std::string id = fields.id.to_string(), out;
   append_received(out, ReceivedMode::full, fields);
-  EXPECT_EQ(out, "Received: from client.example ([IPv6:2001:db8::1])\r\n\tby relay.example with ESMTPA id " +
-                     id + "\r\n\tfor <b@example.org>;\r\n\tThu, 20 Nov 1997 09:55:06 +0000\r\n");
+  EXPECT_EQ(
+      out,
+      "Received: from client.example ([IPv6:2001:db8::1])\r\n\tby relay.example with ESMTPA id " +
+          id + "\r\n\tfor <b@example.org>;\r\n\tThu, 20 Nov 1997 09:55:06 +0000\r\n");
   out.clear();
   fields.only_recipient = {};
   fields.tls = true;
@@ -203,9 +212,8 @@ TEST(HeaderLines, MissingHeadersAreAddedAndOthersLeft) {
   fields.id = {1, 2};
   auto bare = scanned("Subject: x\r\n\r\n");
   add_standard_headers(bare->content, bare->scan, ReceivedMode::off, fields);
-  EXPECT_EQ(bare->content.prefix,
-            "Date: Thu, 01 Jan 1970 00:00:00 +0000\r\nMessage-ID: <" + fields.id.to_string() +
-                "@relay.example>\r\n");
+  EXPECT_EQ(bare->content.prefix, "Date: Thu, 01 Jan 1970 00:00:00 +0000\r\nMessage-ID: <" +
+                                      fields.id.to_string() + "@relay.example>\r\n");
   EXPECT_EQ(bare->scan.message_id, "<" + fields.id.to_string() + "@relay.example>");
   auto complete = scanned("Date: d\r\nMessage-ID: <m>\r\n\r\n");
   add_standard_headers(complete->content, complete->scan, ReceivedMode::off, fields);

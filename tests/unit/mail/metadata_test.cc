@@ -81,7 +81,8 @@ TEST(Metadata, TheSummaryAgreesWithTheWhole) {
   EXPECT_EQ(summary->tenant, "acme");
   EXPECT_EQ(summary->job, "spring");
   EXPECT_EQ(summary->pool, "vmta-1");
-  EXPECT_EQ(summary->recipient_domains, (std::vector<std::string_view>{"example.org", "b.example"}));
+  EXPECT_EQ(summary->recipient_domains,
+            (std::vector<std::string_view>{"example.org", "b.example"}));
   EXPECT_GE(summary->tenant.data(), bytes.data());  // a view into the record
 }
 
@@ -149,8 +150,7 @@ TEST(Metadata, FlippedBitsNeverDoHarm) {
     if (raw.size() != decoded->content.raw_size) continue;
     decoded->content.raw = {raw};
     std::vector<iovec> parts;
-    decoded->content.gather(
-        decoded->content.stuffed ? WireForm::data : WireForm::bdat, parts);
+    decoded->content.gather(decoded->content.stuffed ? WireForm::data : WireForm::bdat, parts);
     if (decoded->content.supports(WireForm::bdat)) decoded->content.gather(WireForm::bdat, parts);
   }
 }

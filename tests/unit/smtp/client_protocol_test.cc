@@ -98,7 +98,8 @@ TEST(ClientProtocol, BdatWhereItIsAnnouncedAndPossible) {
   append_bdat(out, 0, false);
   append_ehlo(out, "mx.example.com");
   append_helo(out, "mx.example.com");
-  EXPECT_EQ(out, "BDAT 1234567890123 LAST\r\nBDAT 0\r\nEHLO mx.example.com\r\nHELO mx.example.com\r\n");
+  EXPECT_EQ(out,
+            "BDAT 1234567890123 LAST\r\nBDAT 0\r\nEHLO mx.example.com\r\nHELO mx.example.com\r\n");
 }
 
 TEST(ClientProtocolDeathTest, NoLineEndGetsIntoACommand) {

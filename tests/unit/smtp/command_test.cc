@@ -75,7 +75,8 @@ TEST(Command, MailParametersAreParsed) {
 }
 
 TEST(Command, RcptParametersAreParsed) {
-  Command command = good("RCPT TO:<a@example.com> NOTIFY=SUCCESS,failure,DELAY ORCPT=rfc822;a+2Bb@c");
+  Command command =
+      good("RCPT TO:<a@example.com> NOTIFY=SUCCESS,failure,DELAY ORCPT=rfc822;a+2Bb@c");
   EXPECT_EQ(command.notify, mail::Notify::success | mail::Notify::failure | mail::Notify::delay);
   EXPECT_EQ(command.orcpt, "rfc822;a+2Bb@c");
   EXPECT_EQ(good("RCPT TO:<a@example.com> NOTIFY=NEVER").notify, mail::Notify::never);
@@ -83,14 +84,14 @@ TEST(Command, RcptParametersAreParsed) {
 
 TEST(Command, WrongParametersAreRefused) {
   for (const char* parameters :
-       {"SIZE=", "SIZE", "SIZE=-1", "SIZE=1x", "SIZE=123456789012345678901", "BODY=BINARYMIME", "BODY",
-        "SMTPUTF8=1", "RET=ALL", "ENVID=", "ENVID=a=b", "ENVID=+4", "ENVID=+zz", "ENVID=+2b", "=1",
-        "SIZE=1 SIZE=1", "ENVID=a\tENVID=b"}) {
+       {"SIZE=", "SIZE", "SIZE=-1", "SIZE=1x", "SIZE=123456789012345678901", "BODY=BINARYMIME",
+        "BODY", "SMTPUTF8=1", "RET=ALL", "ENVID=", "ENVID=a=b", "ENVID=+4", "ENVID=+zz",
+        "ENVID=+2b", "=1", "SIZE=1 SIZE=1", "ENVID=a\tENVID=b"}) {
     EXPECT_EQ(code(std::string("MAIL FROM:<a@example.com> ") + parameters), 501) << parameters;
   }
-  for (const char* parameters :
-       {"NOTIFY", "NOTIFY=", "NOTIFY=NEVER,DELAY", "NOTIFY=SUCCESS,", "NOTIFY=SOMETIMES",
-        "ORCPT=a@b", "ORCPT=;a", "ORCPT=rfc822;", "ORCPT=rfc822;a=b", "NOTIFY=DELAY NOTIFY=DELAY"}) {
+  for (const char* parameters : {"NOTIFY", "NOTIFY=", "NOTIFY=NEVER,DELAY", "NOTIFY=SUCCESS,",
+                                 "NOTIFY=SOMETIMES", "ORCPT=a@b", "ORCPT=;a", "ORCPT=rfc822;",
+                                 "ORCPT=rfc822;a=b", "NOTIFY=DELAY NOTIFY=DELAY"}) {
     EXPECT_EQ(code(std::string("RCPT TO:<a@example.com> ") + parameters), 501) << parameters;
   }
   EXPECT_EQ(code("MAIL FROM:<> ENVID=" + std::string(101, 'e')), 501);

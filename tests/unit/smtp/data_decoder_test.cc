@@ -140,7 +140,8 @@ void expect_bdat(std::string_view bytes, const std::vector<size_t>& splits) {
   ASSERT_EQ(facts.crc, crc32c(0, bytes));
 }
 
-// Text made of what matters, with runs of plain octets so that blocks of 64 are crossed at all places.
+// Text made of what matters, with runs of plain octets so that blocks of 64 are crossed at all
+// places.
 std::string random_text(Prng& prng, bool faults) {
   std::string text;
   size_t tokens = prng.below(40);
@@ -148,18 +149,42 @@ std::string random_text(Prng& prng, bool faults) {
     switch (prng.below(faults ? 14 : 8)) {
       case 0:
       case 1:
-      case 2: text += "\r\n"; break;
-      case 3: text += "."; break;
-      case 4: text += "\r\n."; break;
-      case 5: text.append(prng.below(130), 'a'); break;
-      case 6: text.append(prng.below(4), 'b'); break;
-      case 7: text += prng.chance(0.2) ? "\xc3\xa9" : "c"; break;
-      case 8: text += "\n"; break;
-      case 9: text += "\r"; break;
-      case 10: text += prng.chance(0.3) ? std::string(1, '\0') : "d"; break;
-      case 11: text.append(900 + prng.below(200), 'e'); break;
-      case 12: text += "\n."; break;
-      case 13: text += "\r\n.\r"; break;
+      case 2:
+        text += "\r\n";
+        break;
+      case 3:
+        text += ".";
+        break;
+      case 4:
+        text += "\r\n.";
+        break;
+      case 5:
+        text.append(prng.below(130), 'a');
+        break;
+      case 6:
+        text.append(prng.below(4), 'b');
+        break;
+      case 7:
+        text += prng.chance(0.2) ? "\xc3\xa9" : "c";
+        break;
+      case 8:
+        text += "\n";
+        break;
+      case 9:
+        text += "\r";
+        break;
+      case 10:
+        text += prng.chance(0.3) ? std::string(1, '\0') : "d";
+        break;
+      case 11:
+        text.append(900 + prng.below(200), 'e');
+        break;
+      case 12:
+        text += "\n.";
+        break;
+      case 13:
+        text += "\r\n.\r";
+        break;
     }
   }
   return text;
@@ -187,7 +212,8 @@ TEST(DataDecoder, AgreesWithTheModelAtEverySplit) {
 }
 
 TEST(DataDecoder, EveryTwoSplitsOfShortDataGiveTheSame) {
-  for (std::string text : {"..\r\na\r\n.\r\nX", ".\r\n", ".\r.\r\n.\r\n", "a\r\n.\r\r\n.\r\n", "\r\n..\r\n.\r\n"}) {
+  for (std::string text :
+       {"..\r\na\r\n.\r\nX", ".\r\n", ".\r.\r\n.\r\n", "a\r\n.\r\r\n.\r\n", "\r\n..\r\n.\r\n"}) {
     for (size_t i = 0; i <= text.size(); ++i) {
       for (size_t j = i; j <= text.size(); ++j) expect_data(text, {i, j});
     }
@@ -198,7 +224,8 @@ TEST(DataDecoder, LongPiecesAreScannedInStripsWithTheSameResult) {
   // Longer than a strip of 8192, the final dot at every place around its end.
   for (size_t size = 8180; size < 8200; ++size) {
     std::string text;
-    while (text.size() + 2 < size) text.append(std::min<size_t>(70, size - 2 - text.size()), 'x') += "\r\n";
+    while (text.size() + 2 < size)
+      text.append(std::min<size_t>(70, size - 2 - text.size()), 'x') += "\r\n";
     text.resize(size - 2);
     text += "\r\n.\r\nQUIT\r\n";
     expect_data(text, {});
@@ -219,8 +246,8 @@ TEST(DataDecoder, AVeryLongStreamCostsNoMemoryAndIsCounted) {
 
 // CVE-2023-51764 and its kin: none of these ends data.
 TEST(DataDecoder, OnlyCrlfDotCrlfEndsData) {
-  for (std::string end : {"\n.\n", "\r\n.\n", "\n.\r\n", "\r.\r", "\r.\r\n", "\r\n.\r", "\r\n.\r\r\n",
-                          "\n\r.\r\n", "\r\n.\n\r\n"}) {
+  for (std::string end : {"\n.\n", "\r\n.\n", "\n.\r\n", "\r.\r", "\r.\r\n", "\r\n.\r",
+                          "\r\n.\r\r\n", "\n\r.\r\n", "\r\n.\n\r\n"}) {
     std::string text = "body" + end + "MAIL FROM:<smuggled@example.org>\r\n";
     size_t used = 0;
     bool finished = true;

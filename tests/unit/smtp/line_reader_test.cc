@@ -43,9 +43,10 @@ TEST(LineReader, SplitsLinesAtCrlf) {
 }
 
 TEST(LineReader, EverySplitGivesTheSame) {
-  for (const std::string& input : std::vector<std::string>{"ab\r\nc\nd\r\ne\r\n", "a\rb\r\nc\r\r\nd\r\n", std::string("a\0b\r\nc\r\n", 8),
-                            std::string(100, 'x') + "\r\ny\r\n", std::string(63, 'x') + "\r\ny\r\n",
-                            std::string(62, 'x') + "\r\ny\r\n"}) {
+  for (const std::string& input : std::vector<std::string>{
+           "ab\r\nc\nd\r\ne\r\n", "a\rb\r\nc\r\r\nd\r\n", std::string("a\0b\r\nc\r\n", 8),
+           std::string(100, 'x') + "\r\ny\r\n", std::string(63, 'x') + "\r\ny\r\n",
+           std::string(62, 'x') + "\r\ny\r\n"}) {
     std::string whole = read_all(input, {});
     for (size_t i = 0; i <= input.size(); ++i) {
       for (size_t j = i; j <= input.size(); ++j) {

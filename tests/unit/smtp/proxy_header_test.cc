@@ -63,12 +63,13 @@ TEST(ProxyHeader, VersionTwo) {
 }
 
 TEST(ProxyHeader, WrongOnesAreInvalid) {
-  for (const char* bad :
-       {"EHLO x\r\n", "PROXY TCP4 192.0.2.1 198.51.100.2 56324\r\n", "PROXY TCP4 1.2.3 1.2.3.4 1 2\r\n",
-        "PROXY TCP4 ::1 ::2 1 2\r\n", "PROXY TCP4 192.0.2.1 198.51.100.2 65536 25\r\n",
-        "PROXY TCP4 192.0.2.1 198.51.100.2 1 25 x\r\n", "PROXY TCP4 192.0.2.1 198.51.100.2 01 25\r\n",
-        "PROXY TCP4  192.0.2.1 198.51.100.2 1 25\r\n", "PROXY UDP4 192.0.2.1 198.51.100.2 1 25\r\n",
-        "PROXY\r\n"}) {
+  for (const char* bad : {"EHLO x\r\n", "PROXY TCP4 192.0.2.1 198.51.100.2 56324\r\n",
+                          "PROXY TCP4 1.2.3 1.2.3.4 1 2\r\n", "PROXY TCP4 ::1 ::2 1 2\r\n",
+                          "PROXY TCP4 192.0.2.1 198.51.100.2 65536 25\r\n",
+                          "PROXY TCP4 192.0.2.1 198.51.100.2 1 25 x\r\n",
+                          "PROXY TCP4 192.0.2.1 198.51.100.2 01 25\r\n",
+                          "PROXY TCP4  192.0.2.1 198.51.100.2 1 25\r\n",
+                          "PROXY UDP4 192.0.2.1 198.51.100.2 1 25\r\n", "PROXY\r\n"}) {
     EXPECT_EQ(parse_proxy_header(bad).outcome, Outcome::invalid) << bad;
   }
   EXPECT_EQ(parse_proxy_header("PROXY " + std::string(200, 'x')).outcome, Outcome::invalid);

@@ -116,7 +116,8 @@ Capabilities capabilities(std::string_view lines) {
 
 TEST(Capabilities, WhatIsAnnouncedIsKnownInAnyCase) {
   Capabilities all = capabilities(
-      "250-mx.example.com at your service\r\n250-size 35882577\r\n250-PIPELINING\r\n250-8bitmime\r\n"
+      "250-mx.example.com at your service\r\n250-size "
+      "35882577\r\n250-PIPELINING\r\n250-8bitmime\r\n"
       "250-STARTTLS\r\n250-SMTPUTF8\r\n250-DSN\r\n250-CHUNKING\r\n250-ENHANCEDSTATUSCODES\r\n"
       "250-AUTH LOGIN PLAIN XOAUTH2\r\n250-REQUIRETLS\r\n250-XUNKNOWN a b\r\n"
       "250 LIMITS MAILMAX=20 RCPTMAX=100 RCPTDOMAINMAX=1 OTHER=2\r\n");
@@ -132,7 +133,8 @@ TEST(Capabilities, WhatIsAnnouncedIsKnownInAnyCase) {
 TEST(Capabilities, NothingIsAssumed) {
   Capabilities none = capabilities("250 PIPELINING SIZE 8BITMIME\r\n");  // the greeting's words
   EXPECT_FALSE(none.pipelining || none.size || none.eight_bit_mime || none.chunking || none.dsn);
-  Capabilities odd = capabilities("250-mx\r\n250-SIZE abc\r\n250-LIMITS RCPTMAX=-1 =\r\n250 PIPELININGX\r\n");
+  Capabilities odd =
+      capabilities("250-mx\r\n250-SIZE abc\r\n250-LIMITS RCPTMAX=-1 =\r\n250 PIPELININGX\r\n");
   EXPECT_TRUE(odd.size);
   EXPECT_EQ(odd.size_limit, 0u);
   EXPECT_EQ(odd.rcpt_max, 0u);

@@ -50,7 +50,8 @@ struct Session {
           body.append(taken.body);
         }
         switch (taken.event) {
-          case Event::none: break;
+          case Event::none:
+            break;
           case Event::message_end:
             EXPECT_TRUE(open);
             open = false;
@@ -108,8 +109,7 @@ struct Session {
   std::vector<uint64_t> numbers;
 };
 
-constexpr std::string_view kMailRcpt =
-    "MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.org>\r\n";
+constexpr std::string_view kMailRcpt = "MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.org>\r\n";
 
 TEST(ServerProtocol, GreetsAndAnnouncesOnlyWhatIsThere) {
   ServerOptions options;
@@ -147,9 +147,8 @@ TEST(ServerProtocol, AMessageByData) {
 TEST(ServerProtocol, AMessageByBdatWithPipeliningInOnePiece) {
   Session session;
   session.hello();
-  EXPECT_EQ(session.codes(std::string(kMailRcpt) +
-                          "BDAT 5\r\nab\r\n.BDAT 4 LAST\r\nx\r\n\n" + std::string(kMailRcpt) +
-                          "BDAT 0 LAST\r\n"),
+  EXPECT_EQ(session.codes(std::string(kMailRcpt) + "BDAT 5\r\nab\r\n.BDAT 4 LAST\r\nx\r\n\n" +
+                          std::string(kMailRcpt) + "BDAT 0 LAST\r\n"),
             "250 250 250 554 250 250 250");
   // The second chunk ended in a bare LF.
   EXPECT_EQ(session.discarded, 1);
@@ -157,9 +156,10 @@ TEST(ServerProtocol, AMessageByBdatWithPipeliningInOnePiece) {
 }
 
 TEST(ServerProtocol, EverySplitOfADialogueGivesTheSame) {
-  std::string dialogue = std::string(kMailRcpt) + "BDAT 6\r\na\r\n.\r\nBDAT 3 LAST\r\nb\r\n" +
-                         "NOOP\r\nMAIL FROM:<>\r\nRCPT TO:<c@refused.example>\r\nBDAT 2\r\nxxRSET\r\n" +
-                         "MAIL FROM:<x\r\nFOO\r\n";
+  std::string dialogue =
+      std::string(kMailRcpt) + "BDAT 6\r\na\r\n.\r\nBDAT 3 LAST\r\nb\r\n" +
+      "NOOP\r\nMAIL FROM:<>\r\nRCPT TO:<c@refused.example>\r\nBDAT 2\r\nxxRSET\r\n" +
+      "MAIL FROM:<x\r\nFOO\r\n";
   std::string whole;
   for (size_t step = 1; step < dialogue.size() + 1; ++step) {
     Session session;
@@ -289,7 +289,8 @@ TEST(ServerProtocol, SizesPastTheLimitAre552) {
   session.send(kMailRcpt);
   EXPECT_EQ(session.codes("BDAT 11 LAST\r\n12345678901NOOP\r\n"), "552 250");
   session.send(kMailRcpt);
-  EXPECT_EQ(session.codes("BDAT 6\r\n123456BDAT 5\r\n12345BDAT 1 LAST\r\nxNOOP\r\n"), "250 552 503 250");
+  EXPECT_EQ(session.codes("BDAT 6\r\n123456BDAT 5\r\n12345BDAT 1 LAST\r\nxNOOP\r\n"),
+            "250 552 503 250");
   EXPECT_EQ(session.codes(kMailRcpt), "250 250");
 }
 
@@ -503,7 +504,8 @@ TEST(ServerProtocol, AnEndlessLineIsAnsweredAndClosed) {
 TEST(ServerProtocol, BadLineEndsInCommandsAreSyntaxErrors) {
   Session session;
   session.hello();
-  EXPECT_EQ(session.codes("MAIL FROM:<a@example.com>\nRCPT TO:<b@example.org>\r\nNOOP\r\n"), "500 250");
+  EXPECT_EQ(session.codes("MAIL FROM:<a@example.com>\nRCPT TO:<b@example.org>\r\nNOOP\r\n"),
+            "500 250");
   EXPECT_EQ(session.codes("NOOP\rNOOP\r\nNOOP\r\n"), "500 250");
   EXPECT_EQ(session.codes(std::string_view("NO\0OP\r\nNOOP\r\n", 13)), "500 250");
   EXPECT_EQ(session.codes("RCPT TO:<b@example.org>\r\n"), "503");
