@@ -382,6 +382,7 @@ smtp::Reply Acceptance::submit(Submission& submission, const Settings& settings,
   append.id = message.id;
   append.metadata = submission.metadata_;
   append.body_crc = content.crc;
+  append.recipients = static_cast<uint32_t>(envelope.recipients.size());
   append.event = submission.event_bytes_;
   append.owner = &submission;
   append.done = &Acceptance::on_appended;

@@ -8,7 +8,6 @@
 #include <cstring>
 #include <map>
 
-#include "base/log.h"
 #include "spool/front.h"
 #include "spool/log.h"
 #include "spool/recovery.h"
@@ -136,15 +135,11 @@ reactor::Task<Result<std::unique_ptr<Directory>>> Directory::open(reactor::Io& i
                     return a.second < b.second;
                   })->first;
   }
+  made->make_log();
   co_return std::move(made);
 }
 
-reactor::Task<Result<RecoverySummary>> Directory::recover(RecoveryHandler& handler) {
-  ASSERT(!log_);
-  Recovery recovery(io_, path_, uuid_, segment_size_, handler);
-  Status status = co_await recovery.run(&files_);
-  if (!status.ok()) co_return fail(status.error());
-  for (const std::string& text : recovery.summary.remarks) log::warning("spool: {}", text);
+void Directory::make_log() {
   LogSettings settings;
   settings.directory = path_;
   settings.uuid = uuid_;
@@ -153,22 +148,23 @@ reactor::Task<Result<RecoverySummary>> Directory::recover(RecoveryHandler& handl
   settings.compact_below_percent = compact_below_percent_;
   settings.durable = durable_;
   settings.events_kept = events_kept_;
-  log_ = std::make_unique<Log>(io_, mailbox_, std::move(settings), std::move(recovery.contents));
-  status = co_await log_->start();
+  log_ = std::make_unique<Log>(io_, mailbox_, std::move(settings));
+}
+
+reactor::Task<Result<RecoverySummary>> Directory::recover(RecoveryHandler& handler) {
+  Recovery recovery(io_, path_, uuid_, segment_size_, handler);
+  Status status = co_await recovery.run(&files_);
   if (!status.ok()) co_return fail(status.error());
-  log::info("spool {}: durability={}, {} messages in {} segments, recovered in {} ms", path_,
-            durable_ ? "disk" : "memory", recovery.summary.messages, recovery.summary.segments,
-            recovery.summary.milliseconds);
+  status = co_await log_->start(std::move(recovery.contents));
+  if (!status.ok()) co_return fail(status.error());
   co_return std::move(recovery.summary);
 }
 
 std::unique_ptr<Spool> Directory::shard(reactor::Io& io, reactor::Mailbox& mailbox) {
-  ASSERT(log_);
   return std::make_unique<Front>(*log_, io, mailbox);
 }
 
 reactor::Task<Status> Directory::close() {
-  if (!log_) co_return success();
   co_return co_await log_->close();
 }
 

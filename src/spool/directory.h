@@ -1,8 +1,8 @@
 // A spool directory: opened and locked, recovered once, then shared out as one Spool a shard.
 //
 //   auto directory = co_await Directory::open(io, mailbox, config);   // on the log's shard
-//   auto summary = co_await directory->recover(handler);              // messages, events, state
 //   spools[n] = directory->shard(io_n, mailbox_n);                    // any thread, then on that shard
+//   auto summary = co_await directory->recover(handler);              // messages, events, state
 //   ...
 //   co_await directory->close();                                      // on the log's shard
 //
@@ -35,7 +35,8 @@ class Directory {
   // written by a newer version.
   static reactor::Task<Result<std::unique_ptr<Directory>>> open(reactor::Io& io, reactor::Mailbox& mailbox,
                                                                 const config::Config& config);
-  // Once. The handler is called on this shard, while it runs.
+  // Once. The handler is called on this shard, while it runs. What is asked of a Spool meanwhile is
+  // answered afterwards, but for reads.
   reactor::Task<Result<RecoverySummary>> recover(RecoveryHandler& handler);
   std::unique_ptr<Spool> shard(reactor::Io& io, reactor::Mailbox& mailbox);
   // Writes what waits, seals the segments in use (a start after it verifies no bodies), closes files.
@@ -59,6 +60,8 @@ class Directory {
 
  private:
   Directory(reactor::Io& io, reactor::Mailbox& mailbox, const config::Config& config);
+
+  void make_log();
 
   reactor::Io& io_;
   reactor::Mailbox& mailbox_;

@@ -37,23 +37,13 @@ std::string_view to_string(LogState state) {
   return "unknown";
 }
 
-Log::Log(reactor::Io& io, reactor::Mailbox& mailbox, LogSettings settings, Contents contents)
+Log::Log(reactor::Io& io, reactor::Mailbox& mailbox, LogSettings settings)
     : io_(io),
       mailbox_(mailbox),
       settings_(std::move(settings)),
       mail_(io, settings_.uuid, StreamNumber::mail),
       kept_stream_(io, settings_.uuid, StreamNumber::kept),
-      next_sequence_(contents.next_sequence),
-      emitted_(contents.emitted),
-      emitted_written_(contents.emitted),
-      outcomes_(contents.outcomes),
-      segments_(std::move(contents.segments)),
-      keys_(std::move(contents.keys)),
-      free_(std::move(contents.free)),
-      next_generation_(contents.next_generation),
-      next_file_(contents.next_file),
       reader_(io, settings_.directory, true) {
-  for (uint32_t i = 0; i < kStreams; ++i) previous_[i] = std::move(contents.tails[i]);
   commit_.bind<&Log::commit>(this);
   retry_.bind<&Log::on_retry_due>(this);
   mark_.bind<&Log::on_mark_due>(this);
@@ -146,6 +136,7 @@ void Log::on_mark_due() {
 // ---- group commit
 
 void Log::commit() {
+  if (!started_) return;
   reap_jobs();
   if (state_ == LogState::closed) {
     refuse_pending_appends({"the spool is closed", ESHUTDOWN});

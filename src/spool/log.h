@@ -106,11 +106,13 @@ std::string_view to_string(LogState state);
 
 class Log {
  public:
-  Log(reactor::Io& io, reactor::Mailbox& mailbox, LogSettings settings, Contents contents);
+  // Requests may be made from now on; they wait for start().
+  Log(reactor::Io& io, reactor::Mailbox& mailbox, LogSettings settings);
   ~Log();
 
-  // Makes sure that a first segment is there and starts the work in the background.
-  reactor::Task<Status> start();
+  // Goes on with what recovery found: makes sure that a first segment is there and starts the work in
+  // the background.
+  reactor::Task<Status> start(Contents contents);
   // Waits for what is under way, answers what waits with a failure, and closes every file.
   reactor::Task<Status> close();
 
@@ -260,7 +262,7 @@ class Log {
 
   // ---- owned by this shard
   LogState state_ = LogState::writable;
-  bool stopping_ = false;
+  bool started_ = false, stopping_ = false;
   std::vector<Front*> fronts_;
   std::vector<std::unique_ptr<Writable>> writable_letters_;  // by front
   std::string unwritable_why_;
@@ -275,9 +277,9 @@ class Log {
   reactor::Deferred commit_;
   reactor::Timer retry_, mark_;
   Stream mail_, kept_stream_;
-  uint64_t next_sequence_;
-  uint64_t emitted_, emitted_written_;
-  uint64_t outcomes_;
+  uint64_t next_sequence_ = 1;
+  uint64_t emitted_ = 0, emitted_written_ = 0;
+  uint64_t outcomes_ = 0;
   Stats stats_;
   int64_t started_ns_ = 0;
 
@@ -285,7 +287,7 @@ class Log {
   Segment* last_found_ = nullptr;
   std::unordered_map<std::string, KeyEntry> keys_;
   std::deque<FreeFile> free_;
-  uint32_t next_generation_, next_file_;
+  uint32_t next_generation_ = 1, next_file_ = 1;
   Contents::Tail previous_[kStreams];  // what the next segment of each stream names as the one before
   std::vector<uint32_t> void_left_[kStreams];  // discarded but still on disk
   bool preparing_ = false;

@@ -72,13 +72,25 @@ size_t Log::target_free() const { return reserve_segments() + std::min(kAhead + 
 
 // ---- before use
 
-reactor::Task<Status> Log::start() {
+reactor::Task<Status> Log::start(Contents contents) {
+  next_sequence_ = contents.next_sequence;
+  // An event replayed by the handler may have been marked as emitted already.
+  emitted_written_ = contents.emitted;
+  emitted_ = std::max(emitted_, contents.emitted);
+  outcomes_ = contents.outcomes;
+  segments_ = std::move(contents.segments);
+  keys_ = std::move(contents.keys);
+  free_ = std::move(contents.free);
+  next_generation_ = contents.next_generation;
+  next_file_ = contents.next_file;
+  for (uint32_t i = 0; i < kStreams; ++i) previous_[i] = std::move(contents.tails[i]);
   update_room();
   if (free_.empty()) {
     Status prepared = co_await prepare_file(path(fmt::format("{:010}.new", next_file_++)));
     if (!prepared.ok()) co_return prepared;
   }
   for (auto& tail : previous_) seal_tail(tail);
+  started_ = true;
   release_due_ = true;
   io_.defer(commit_);
   want_prepared();
@@ -469,8 +481,9 @@ void Log::forget(uint32_t generation) {
 // ---- the end
 
 reactor::Task<Status> Log::close() {
+  bool started = std::exchange(started_, true);  // one that was never started answers, too
   // What has arrived is still written, for as long as the disk takes it.
-  while (state_ == LogState::writable && (pending() || mail_.in_flight())) {
+  while (started && state_ == LogState::writable && (pending() || mail_.in_flight())) {
     co_await reactor::sleep(io_, 1'000'000);
   }
   stopping_ = true;

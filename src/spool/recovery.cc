@@ -86,7 +86,7 @@ Status Recovery::classify(std::vector<Directory::File>& files) {
       contents.next_generation = std::max(contents.next_generation, file.header.generation + 1);
     }
     if (file.verdict != HeaderVerdict::good) {
-      if (file.fresh || file.verdict == HeaderVerdict::blank) {
+      if (file.verdict == HeaderVerdict::blank) {
         if (Status status = remove(file); !status.ok()) return status;
         continue;
       }

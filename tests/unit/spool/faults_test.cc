@@ -254,6 +254,7 @@ TEST(SpoolFaults, LostHeaderIsMadeUpForByTheFirstBatch) {
   SpoolWorld w(1);
   ASSERT_EQ(w.start(), "");
   Location at = w.append(id(1), 5000);
+  w.world.run_for(kSecond);  // there are other files, which say whose spool it is
   w.crash(Crash::power);
   // The power cut may have undone the renaming, too: then the file has the name it was made with.
   auto names = w.world.disk(w.host).list("/spool");
@@ -266,6 +267,24 @@ TEST(SpoolFaults, LostHeaderIsMadeUpForByTheFirstBatch) {
   ASSERT_EQ(w.memory.messages.size(), 1u);
   EXPECT_EQ(w.check(id(1), at, 5000), "intact");
   EXPECT_EQ(w.summary.remarks.size(), 1u);
+}
+
+TEST(SpoolFaults, LostHeaderOfTheOnlySegmentIsSetAside) {
+  SpoolWorld w(1);
+  ASSERT_EQ(w.start(), "");
+  w.append(id(1), 5000);
+  w.crash(Crash::power);
+  auto names = w.world.disk(w.host).list("/spool");
+  std::string path;
+  for (const std::string& name : *names) {
+    if (name == "lock" || w.world.disk(w.host).content("/spool/" + name).compare(kBlock, 4, "MLRB") != 0) continue;
+    path = "/spool/" + name;
+    w.world.disk(w.host).flip_bit(path, 20, 1);
+  }
+  ASSERT_NE(path, "");
+  ASSERT_EQ(w.start(), "");
+  EXPECT_EQ(w.summary.records_damaged, 1u);
+  EXPECT_TRUE(w.world.disk(w.host).exists(path + ".damaged"));
 }
 
 TEST(SpoolFaults, DamagedIndexIsMadeUpForByTheBatches) {

@@ -105,9 +105,6 @@ class SpoolWorld {
     reactor::spawn(open(), [&](std::string text) { result = std::move(text); });
     EXPECT_TRUE(world.run_until([&] { return result.has_value(); }, world.now() + 600 * kSecond));
     if (!result) return "it takes too long";
-    if (result->empty()) {
-      for (unsigned i = 0; i < shards_; ++i) spools.push_back(directory->shard(*ios[i], *boxes[i]));
-    }
     return *result;
   }
   void stop() {
@@ -248,6 +245,7 @@ class SpoolWorld {
     auto opened = co_await Directory::open(*ios[0], *boxes[0], config_);
     if (!opened.ok()) co_return opened.error().text;
     directory = std::move(*opened);
+    for (unsigned i = 0; i < shards_; ++i) spools.push_back(directory->shard(*ios[i], *boxes[i]));
     auto recovered = co_await directory->recover(memory);
     if (!recovered.ok()) co_return recovered.error().text;
     summary = std::move(*recovered);
