@@ -10,12 +10,13 @@
 #include <string>
 #include <vector>
 
+#include "admin/control.h"
 #include "queue/scheduler.h"
 #include "relay/shard.h"
 
 namespace millrace::relay {
 
-class Control {
+class Control final : public admin::Control {
  public:
   explicit Control(std::vector<std::unique_ptr<Shard>>& shards) : shards_(shards) {}
 
@@ -25,13 +26,14 @@ class Control {
   void apply_recovered();
 
   // Each answers on shard 0, not necessarily later than the call.
-  void queue_rows(std::function<void(std::vector<queue::QueueRow>)> done);
-  void show(const mail::SpoolId& id, std::function<void(Result<queue::MessageRow>)> done);
-  void status(std::function<void(RelayStatus)> done);
+  void queue_rows(std::function<void(std::vector<queue::QueueRow>)> done) override;
+  void show(const mail::SpoolId& id, std::function<void(Result<queue::MessageRow>)> done) override;
+  void status(std::function<void(RelayStatus)> done) override;
   // The number of recipients that match (and, unless `dry_run`, on whom the command has begun to act).
-  void command(queue::Command command, queue::Filter filter, bool dry_run, std::function<void(Result<uint64_t>)> done);
+  void command(queue::Command command, queue::Filter filter, bool dry_run,
+               std::function<void(Result<uint64_t>)> done) override;
   // The pauses in force, as the operator wrote them.
-  std::vector<queue::Filter> pauses() const;
+  std::vector<queue::Filter> pauses() const override;
 
  private:
   struct Rule {

@@ -91,7 +91,8 @@ Status Core::open_rest() {
     Status status = shard->listen();
     if (!status.ok()) return status;
   }
-  return success();
+  admin_ = std::make_unique<admin::Server>(shards_[0]->io(), *control_, config_->hostname);
+  return admin_->open(config_->admin_socket);
 }
 
 void Core::start(unsigned shard) { shards_[shard]->start(); }
@@ -114,7 +115,9 @@ void Core::stop(std::function<void()> done) {
   reactor::Io& io = shards_[0]->io();
   io.timers().arm(drain_timer_, io.now() + config_->drain_timeout_ms * 1'000'000);
   auto close_shards = [this, done = std::move(done)] {
-    on_every_shard([](Shard& shard, std::function<void()> closed) { shard.close(std::move(closed)); }, done);
+    admin_->close([this, done] {
+      on_every_shard([](Shard& shard, std::function<void()> closed) { shard.close(std::move(closed)); }, done);
+    });
   };
   auto close_spool = [this, close_shards] {
     reactor::spawn(directory_->close(), [close_shards](Status status) {

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "admin/server.h"
 #include "relay/call.h"
 #include "relay/control.h"
 #include "relay/shard.h"
@@ -63,6 +64,7 @@ class Core {
   std::unique_ptr<spool::Directory> directory_;
   std::unique_ptr<events::EventLog> event_log_;
   std::unique_ptr<Control> control_;
+  std::unique_ptr<admin::Server> admin_;
   spool::RecoverySummary recovery_;
   reactor::Timer drain_timer_;
   bool stopping_ = false;
