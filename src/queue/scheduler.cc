@@ -1005,7 +1005,7 @@ void Scheduler::on_route(Destination& destination, std::shared_ptr<const dns::Ro
     case dns::Verdict::temporary:
       destination.tried = true;
       destination.hold.fail(now(), begun, config().hold_ms, 0, route->reason);
-      evict_ready(destination);
+      look_up_failed(destination, *route);
       break;
     case dns::Verdict::no_such_domain: {
       // Bounces only when a second look, at least ten minutes later, agrees.
@@ -1015,7 +1015,7 @@ void Scheduler::on_route(Destination& destination, std::shared_ptr<const dns::Ro
       int64_t left_ms = destination.missing_since_ms + config().nxdomain_confirm_ms - wall_ms;
       if (left_ms > 0) {
         destination.hold.fail(now(), begun, {}, left_ms, route->reason);
-        evict_ready(destination);
+        look_up_failed(destination, *route);
       } else {
         destination.missing_since_ms = 0;
         set_fatal(destination, *route);
@@ -1027,6 +1027,22 @@ void Scheduler::on_route(Destination& destination, std::shared_ptr<const dns::Ro
     case dns::Verdict::loop: set_fatal(destination, *route); break;
   }
   work_arrived(destination);
+}
+
+// The destination is held: one event, and its mail leaves memory.
+void Scheduler::look_up_failed(Destination& destination, const dns::Route& route) {
+  evict_ready(destination);
+  events::Event event;
+  event.type = events::Type::queue;
+  event.time_ms = context_.io.wall_ms();
+  event.next_attempt_ms = event.time_ms + (destination.hold.until() - now()) / kMillisecond;
+  event.queue = destination.domain;
+  event.pool = destination.pool;
+  event.stage = events::Stage::dns;
+  event.scope = events::Scope::destination;
+  event.enhanced = dns::enhanced_status(route.verdict);
+  event.reason = route.reason;
+  context_.events.emit(0, event);
 }
 
 void Scheduler::set_fatal(Destination& destination, const dns::Route& route) {

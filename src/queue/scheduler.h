@@ -205,6 +205,7 @@ class Scheduler final : public Dispatcher, public Intake {
   bool outcomes_behind() const;
   void open_gate();
   void report_stopped();
+  void look_up_failed(Destination& destination, const dns::Route& route);
   void set_fatal(Destination& destination, const dns::Route& route);
   double first_window(const Site& site) const;
   // This shard's part of a rate: the parts of all shards add up to it.
