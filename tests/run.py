@@ -182,7 +182,7 @@ def stage_asan(tally, options):
 
 
 def stage_tsan(tally, options):
-    target = 'tests/unit/reactor/test_reactor'
+    target = 'tests/unit/reactor/test_reactor_parts'
     if build(tally, 'build-tsan', ['--buildtype=debugoptimized', '-Db_sanitize=thread',
                                    '-Db_lundef=false', '-Dbenches=false'], [target]):
         # ThreadSanitizer cannot follow what the kernel does through a ring; it is the mailboxes,
