@@ -118,6 +118,7 @@ struct Site {
   uint32_t recipients_learned = 0;          // the most recipients a transaction may have, 0: unknown
   Scheduler* scheduler = nullptr;
   reactor::Timer timer;                     // end of a hold or of a pause of the connect rate
+  Link slot_link;                           // while it waits for a connection of any site to close
 };
 
 }  // namespace millrace::queue

@@ -82,6 +82,8 @@ Scheduler::~Scheduler() {
     destination->ready_link.unlink();
     for (auto& queue : destination->queues) queue->active_link.unlink();
   }
+  while (slot_waiters_.pop_front()) {
+  }
   for (auto& [name, site] : sites_) {
     for (LaneGroup& group : site->groups) {
       while (group.idle.pop_front()) {
@@ -543,11 +545,14 @@ void Scheduler::work_arrived(Destination& destination) {
   pump(*destination.site, destination.source);
 }
 
-uint32_t Scheduler::connection_limit(const Site& site) const {
-  // One share of the limit a shard, the remainder to the first ones: the sum never exceeds it.
-  uint32_t limit = config().destination_connections;
+// One share of a limit a shard, the remainder to the first ones: the sum never exceeds it.
+uint32_t Scheduler::share_of(uint32_t limit) const {
   return limit / context_.shards + (context_.shard < limit % context_.shards ? 1 : 0);
 }
+
+uint32_t Scheduler::connection_limit(const Site&) const { return share_of(config().destination_connections); }
+
+uint32_t Scheduler::total_share() const { return share_of(config().total_connections); }
 
 double Scheduler::first_window(const Site& site) const {
   return site.explicit_hop ? connection_limit(site) : std::min<double>(config().initial_connections, connection_limit(site));
@@ -570,7 +575,8 @@ void Scheduler::pump(Site& site, unsigned source) {
     if (group.hold.active(now()) && !site.timer.armed()) context_.io.timers().arm(site.timer, group.hold.until());
     return;
   }
-  if (connection_limit(site) == 0) return lend(site, source);
+  uint32_t share = total_share();
+  if (connection_limit(site) == 0 || share == 0) return lend(site, source);
   uint32_t limit = std::clamp(static_cast<uint32_t>(group.window), 1u, connection_limit(site));
   if (group.hold.failures() > 0) limit = std::min(limit, 1u);  // one probe until it works again
   // More work than lanes need not be counted.
@@ -583,8 +589,12 @@ void Scheduler::pump(Site& site, unsigned source) {
     ++coming;
     lane->wake();
   }
-  uint32_t share = config().total_connections / context_.shards;
-  while (coming < work && group.open < limit && lanes_open_ < share) {
+  while (coming < work && group.open < limit) {
+    if (lanes_open_ >= share) {
+      // The next lane that closes, whatever its site, makes room here.
+      if (!site.slot_link.linked()) slot_waiters_.push_back(site);
+      return;
+    }
     if (!site.connect_rate.allowed(now())) {
       if (!site.timer.armed()) context_.io.timers().arm(site.timer, site.connect_rate.allowed_at());
       return;
@@ -801,7 +811,8 @@ void Scheduler::lend(Site& site, unsigned source) {
     attempt->route = site.route;
     attempt->source = source;
     attempt->held_until = 0;
-    const Peer& peer = peers_[context_.shard % config().destination_connections];
+    // Every shard below both limits has a share of each.
+    const Peer& peer = peers_[context_.shard % std::min(config().destination_connections, config().total_connections)];
     attempt->address<&Scheduler::on_borrowed>(peer.scheduler);
     peer.mailbox->push(*attempt);
   }
@@ -833,7 +844,8 @@ void Scheduler::return_borrowed(Attempt& attempt) {
 
 void Scheduler::on_returned(reactor::Letter& letter) {
   auto& attempt = static_cast<Attempt&>(letter);
-  Site& site = *attempt.item->queue->destination->site;
+  // The site that lent it; the destination may have moved to another since.
+  Site& site = *sites_.at(attempt.route->site);
   LaneGroup& group = site.groups[attempt.source];
   --group.lent;
   if (attempt.held_until > now()) {
@@ -925,6 +937,7 @@ void Scheduler::lane_closed(Lane& lane, const LaneEnd& end) {
   }
   if (stopping_) return report_stopped();
   pump(site, lane.source);
+  if (Site* waiting = slot_waiters_.pop_front()) on_site_timer(*waiting);
 }
 
 void Scheduler::hold_site(Site& site, unsigned source, const LaneEnd& end, int64_t begun) {

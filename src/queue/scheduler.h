@@ -216,7 +216,9 @@ class Scheduler final : public Dispatcher, public Intake {
   void relieve_memory();
   void release_waiters(unsigned count);
   void on_waiter_timer();
+  uint32_t share_of(uint32_t limit) const;
   uint32_t connection_limit(const Site& site) const;
+  uint32_t total_share() const;
   void queue_event(Site& site, const LaneEnd& end, unsigned source);
   int64_t expiry_clock_s() const;  // UTC seconds, blind to steps of the wall clock
   void watch_wall_clock();
@@ -268,6 +270,7 @@ class Scheduler final : public Dispatcher, public Intake {
   std::string key_;  // scratch for look-ups
   IntrusiveList<Message, &Message::resident_link> residents_;
   IntrusiveList<AdmissionWaiter, &AdmissionWaiter::link> waiters_;
+  IntrusiveList<Site, &Site::slot_link> slot_waiters_;  // mail waits for --total-connections
   reactor::Timer waiter_timer_, note_timer_, sweep_timer_, gate_timer_;
   reactor::Timer removal_timer_;
   std::vector<std::unique_ptr<Outcome>> outcomes_free_;

@@ -225,6 +225,22 @@ TEST_F(SchedulerTest, ConnectionsNeverExceedTheLimit) {
   EXPECT_LE(agent_->most_lanes, 3u);
 }
 
+TEST_F(SchedulerTest, ASlotFreedAtOneSiteServesAnother) {
+  config_.total_connections = 1;
+  start();
+  enqueue({"a@one.example"});
+  enqueue({"b@two.example"});
+  enqueue({"c@three.example"});
+  run();
+  // A lane that is idle keeps its slot until it ends by itself.
+  for (int i = 0; i < 3; ++i) {
+    for (auto& lane : agent_->lanes) lane->retire();
+    run();
+  }
+  EXPECT_EQ(agent_->most_lanes, 1u);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 3u);
+}
+
 TEST_F(SchedulerTest, ConnectionsGrowFromTheInitialNumberBySuccess) {
   start();
   agent_->hold_attempts = true;
