@@ -51,7 +51,7 @@ void DeliveryAgent::resolve(queue::Destination& destination) {
 }
 
 queue::Lane* DeliveryAgent::open(queue::Site& site, unsigned source) {
-  ASSERT(site.route != nullptr && site.route->verdict == dns::Verdict::usable);
+  ASSERT(site.route != nullptr);
   connections_.push_back(std::make_unique<Connection>(*this, site.route, site.key, source));
   connections_.back()->index = connections_.size() - 1;
   ++stats_.lanes;

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "delivery/agent.h"
+#include "dsn/scope.h"
 
 namespace millrace::delivery {
 
@@ -379,8 +380,12 @@ void Connection::on_closed() {
       end_.cause = LaneEnd::Cause::failed;
       break;
   }
-  if (probing_) {  // told to slow down by the greeting: it answers, after all
-    agent_.holds_.succeeded(source_index_, peer_);
+  if (probing_) {  // retired, or told to slow down by the greeting: it answers, after all
+    if (ending == Ending::done) {
+      agent_.holds_.given_up(source_index_, peer_);
+    } else {
+      agent_.holds_.succeeded(source_index_, peer_);
+    }
     probing_ = false;
   }
   if (ending != Ending::done) {
@@ -406,7 +411,7 @@ void Connection::bounce_all_by_greeting() {
       result.stage = Stage::greeting;
       result.code = end_.code;
       result.enhanced = end_.enhanced;
-      result.bounce_class = "policy";
+      result.bounce_class = dsn::to_string(dsn::Category::policy_related);
       result.reply = end_.reply;
     }
     attempt->mx = end_.mx;

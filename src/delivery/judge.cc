@@ -1,34 +1,47 @@
 #include "delivery/judge.h"
 
+#include "base/assert.h"
+#include "dsn/classify.h"
+
 namespace millrace::delivery {
 
-using events::Scope;
-using events::Stage;
-using queue::Action;
+Verdict judge(const smtp::PeerReply& reply, events::Stage stage, bool recipient_accepted) {
+  dsn::ReplyContext context;
+  context.stage = stage;
+  context.code = reply.code;
+  context.status = reply.status;
+  context.text = reply.text;
+  context.recipient_accepted = recipient_accepted;
+  const dsn::Verdict judged = dsn::classify(context);
 
-Verdict judge(const smtp::PeerReply& reply, Stage stage, std::string_view) {
   Verdict verdict;
-  const bool permanent = reply.reply_class() == 5;
-  const bool conversation = stage == Stage::greeting || stage == Stage::ehlo ||
-                            stage == Stage::starttls || stage == Stage::auth ||
-                            stage == Stage::none;
-  if (reply.code == 421) {
-    verdict.action = Action::give_back;
-    verdict.scope = Scope::source;
-    verdict.slow_down = true;
-  } else if (conversation) {
-    verdict.action = Action::give_back;
-    verdict.scope = Scope::source;
-  } else {
-    verdict.action = permanent ? Action::bounce : Action::defer;
-    verdict.scope = stage == Stage::rcpt ? Scope::recipient : Scope::message;
+  verdict.scope = judged.scope;
+  verdict.bounce_class = dsn::to_string(judged.category);
+  verdict.status = judged.status;
+  verdict.rest_ms = judged.rest_ms > 0 ? judged.rest_ms : judged.retry_after_ms;
+  verdict.next_host = judged.next_host;
+  verdict.try_helo = judged.try_helo;
+  switch (judged.action) {
+    case dsn::Action::hold:
+      verdict.action = queue::Action::give_back;
+      break;
+    case dsn::Action::bounce:
+      verdict.action = queue::Action::bounce;
+      break;
+    case dsn::Action::enough:
+      verdict.action = queue::Action::give_back;
+      verdict.enough = true;
+      break;
+    case dsn::Action::defer:
+    case dsn::Action::proceed:
+    case dsn::Action::delivered:
+      verdict.action = queue::Action::defer;
+      break;
   }
+  verdict.slow_down = verdict.action != queue::Action::bounce && !verdict.enough &&
+                      (judged.scope == dsn::Scope::source || judged.scope == dsn::Scope::provider ||
+                       judged.scope == dsn::Scope::destination);
   return verdict;
-}
-
-bool means_enough(const smtp::PeerReply& reply, bool some_accepted) {
-  if (!some_accepted || (reply.code != 452 && reply.code != 552)) return false;
-  return reply.status.empty() || (reply.status.subject == 5 && reply.status.detail == 3);
 }
 
 }  // namespace millrace::delivery

@@ -1,11 +1,13 @@
-// From a peer's reply to what it means for us: what becomes of the recipient, whose fault it is,
-// and whether the connection should rest. Pure.
+// From a peer's reply to what it means for the session: what becomes of the recipient, whose fault
+// it is, and whether the connection should rest. The judging itself is dsn/classify.h's; here it is
+// put into the queue's words. Pure.
 #pragma once
 
 #include <cstdint>
 #include <string_view>
 
 #include "events/event.h"
+#include "mail/enhanced_status.h"
 #include "queue/agent.h"
 #include "smtp/reply_parser.h"
 
@@ -15,17 +17,18 @@ struct Verdict {
   queue::Action action = queue::Action::defer;
   events::Scope scope = events::Scope::none;
   std::string_view bounce_class;  // static text
-  int64_t rest_ms = 0;            // the receiver named, or its code means, a time to stay away
-  // The reply is about us or our rate, not about this message: close, give back what was not tried,
-  // hold.
+  mail::EnhancedStatus status;    // the peer's, or one that fits
+  // How long the scope (or the recipient, if that is the scope) must be left alone; 0: not known.
+  int64_t rest_ms = 0;
+  // The reply is about us, our rate or the receiver's state, not about this message: close, give
+  // back what was not tried, hold.
   bool slow_down = false;
+  bool next_host = false;  // before the first MAIL: another address may do better
+  bool try_helo = false;
+  bool enough = false;  // at RCPT: the rest follows in another transaction
 };
 
-// `reply` is a 4xx or 5xx. `mx` is the host's name: what a code means depends on whose it is.
-Verdict judge(const smtp::PeerReply& reply, events::Stage stage, std::string_view mx);
-
-// "Enough for now" at RCPT (delivery rules; RFC 5321 4.5.3.1.10): the rest follows in another
-// transaction.
-bool means_enough(const smtp::PeerReply& reply, bool some_accepted);
+// `reply` is a 4xx or 5xx.
+Verdict judge(const smtp::PeerReply& reply, events::Stage stage, bool recipient_accepted = false);
 
 }  // namespace millrace::delivery

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 
 #include "base/assert.h"
+#include "dsn/classify.h"
 
 namespace millrace::delivery {
 
@@ -204,6 +206,10 @@ void Session::wake(int64_t now) {
 
 void Session::retire(int64_t now) {
   retiring_ = true;
+  if (state_ == SessionState::greeting || state_ == SessionState::ehlo ||
+      state_ == SessionState::helo) {
+    return end(Ending::done, now);
+  }
   if (!busy_) pump(now);
 }
 
@@ -221,14 +227,13 @@ void Session::on_end(int error, int64_t now) {
     refuse_all(*expected_[expected_head_].transaction, held_reply_, Stage::end_of_data);
   }
   if (slow_) return end(Ending::told_to_slow, now);
-  reset_ = error != 0;
-  // Between transactions: at most the envelope of one that was not answered yet. A reset says that
-  // the peer did not even read all that we sent, so content that went with an unanswered envelope
-  // changes nothing.
-  const bool between = std::all_of(
-      transactions_.begin(), transactions_.end(), [this](const Transaction* transaction) {
-        return !transaction->mail_answered && (!transaction->content_sent || reset_);
-      });
+  // Close or reset before the reply to MAIL is no attempt, though content went along with it: who
+  // has not answered MAIL has not taken a message. Our own abort says nothing of the kind.
+  closed_by_peer_ = error == 0 || error == ECONNRESET || error == EPIPE;
+  const bool between = closed_by_peer_ && std::none_of(transactions_.begin(), transactions_.end(),
+                                                       [](const Transaction* transaction) {
+                                                         return transaction->mail_answered;
+                                                       });
   if (idle()) {
     ended_idle_ = true;
     return end(Ending::peer_closed, now);
@@ -430,24 +435,21 @@ bool Session::fits(queue::Attempt& attempt) {
   const mail::Content& content = attempt.message->content;
   const smtp::Fit fit = smtp::check_fit(envelope, content, capabilities_);
   std::string words;
-  std::string_view status, bounce_class;
+  std::string_view status;
   switch (fit) {
     case smtp::Fit::ok:
       return true;
     case smtp::Fit::too_large:
       status = "5.3.4";
-      bounce_class = "message-too-large";
       words = fmt::format("message of {} octets is larger than the {} that {} accepts",
                           content.size(), capabilities_.size_limit, mx_);
       break;
     case smtp::Fit::needs_smtputf8:
       status = "5.6.7";
-      bounce_class = "content-unsupported";
       words = fmt::format("message needs SMTPUTF8, which {} does not offer", mx_);
       break;
     case smtp::Fit::needs_8bitmime:
       status = "5.6.3";
-      bounce_class = "content-unsupported";
       words = fmt::format("message has 8-bit content, and {} does not offer 8BITMIME", mx_);
       break;
   }
@@ -457,7 +459,7 @@ bool Session::fits(queue::Attempt& attempt) {
     result.stage = Stage::ehlo;
     result.code = 0;
     result.enhanced = status;
-    result.bounce_class = bounce_class;
+    result.bounce_class = dsn::to_string(dsn::Category::content_related);
     result.reply = words;
   }
   attempt.session_message = started_ + 1;
@@ -579,7 +581,7 @@ void Session::on_reply(PeerReply& reply, int64_t now) {
   front_since_ = now;
 
   if (reply.code == 421) {
-    const Verdict verdict = judge_reply(reply, stage);
+    const Verdict verdict = judge(reply, stage);
     closing_421_ = true;
     if (front.transaction != nullptr && verdict.action != Action::give_back) {
       // It closes the connection, but it is about this message.
@@ -619,7 +621,7 @@ void Session::on_reply(PeerReply& reply, int64_t now) {
 
 void Session::on_unexpected(const PeerReply& reply, int64_t now) {
   if (reply.code != 421) return fail_protocol("a reply that nothing was asked for", now);
-  const Verdict verdict = judge_reply(reply, Stage::none);
+  const Verdict verdict = judge(reply, Stage::none);
   closing_421_ = true;
   ended_idle_ = idle();
   set_end_reply(reply, Stage::none, verdict);
@@ -637,9 +639,9 @@ void Session::on_greeting(const PeerReply& reply, int64_t now) {
     return flush(now);
   }
   if (reply.reply_class() < 4) return fail_protocol("the greeting is no 220", now);
-  const Verdict verdict = judge_reply(reply, Stage::greeting);
+  const Verdict verdict = judge(reply, Stage::greeting);
   set_end_reply(reply, Stage::greeting, verdict);
-  end(verdict.slow_down ? Ending::told_to_slow : Ending::refused, now);
+  end(verdict.next_host ? Ending::refused : Ending::told_to_slow, now);
 }
 
 void Session::on_hello(Command command, const PeerReply& reply, int64_t now) {
@@ -651,17 +653,18 @@ void Session::on_hello(Command command, const PeerReply& reply, int64_t now) {
     idle_since_ = now;
     return owner_.ready();
   }
-  if (command == Command::ehlo && (reply.code == 500 || reply.code == 502)) {
+  if (reply.reply_class() < 4) return fail_protocol("the reply to EHLO is no 250", now);
+  const Verdict verdict = judge(reply, Stage::ehlo);
+  if (command == Command::ehlo && verdict.try_helo) {
     enter(SessionState::helo);
     begin_group();
     smtp::append_helo(commands_, options_.ehlo_name);
     expect(Command::helo);
     return flush(now);
   }
-  if (reply.reply_class() < 4) return fail_protocol("the reply to EHLO is no 250", now);
-  const Verdict verdict = judge_reply(reply, Stage::ehlo);
   set_end_reply(reply, Stage::ehlo, verdict);
-  end(verdict.slow_down ? Ending::told_to_slow : Ending::refused, now);
+  const bool other_host = verdict.next_host || verdict.try_helo;
+  end(other_host ? Ending::refused : Ending::told_to_slow, now);
 }
 
 void Session::on_mail(Transaction& transaction, const PeerReply& reply, int64_t now) {
@@ -690,13 +693,13 @@ void Session::on_rcpt(Transaction& transaction, uint32_t recipient, const PeerRe
     ++transaction.accepted;
     return;
   }
-  if (means_enough(reply, transaction.accepted > 0)) {
+  const Verdict verdict = judge(reply, Stage::rcpt, transaction.accepted > 0);
+  if (verdict.enough) {
     answer = Answer::enough;
     transaction.enough = true;
     transaction.attempt->recipients_learned = transaction.accepted;
     return;
   }
-  const Verdict verdict = judge_reply(reply, Stage::rcpt);
   answer = Answer::refused;
   set_result(transaction.attempt->results[recipient], reply, Stage::rcpt, verdict);
   if (verdict.slow_down) note_slow(reply, Stage::rcpt, verdict);
@@ -743,17 +746,14 @@ void Session::on_end_of_data(Transaction& transaction, Command command, const Pe
   finish(transaction, now);
 }
 
-Verdict Session::judge_reply(const PeerReply& reply, Stage stage) {
-  return judge(reply, stage, mx_);
-}
-
 void Session::set_result(queue::RecipientResult& result, const PeerReply& reply, Stage stage,
                          const Verdict& verdict) {
   result.action = verdict.action;
   result.scope = verdict.scope;
   result.stage = stage;
   result.code = reply.code;
-  assign_enhanced(result.enhanced, reply);
+  result.enhanced.clear();
+  if (!verdict.status.empty()) verdict.status.append_to(result.enhanced);
   result.bounce_class = verdict.bounce_class;
   assign_reply(result.reply, reply);
   result.rest_ms = verdict.rest_ms;
@@ -761,7 +761,7 @@ void Session::set_result(queue::RecipientResult& result, const PeerReply& reply,
 
 // The reply is about all who were not refused one by one.
 void Session::refuse_all(Transaction& transaction, const PeerReply& reply, Stage stage) {
-  const Verdict verdict = judge_reply(reply, stage);
+  const Verdict verdict = judge(reply, stage);
   for (uint32_t i = 0; i < transaction.recipients; ++i) {
     Answer& answer = transaction.answers[i];
     if (stage != Stage::mail && answer != Answer::accepted) continue;
@@ -814,19 +814,18 @@ void Session::abandon(Transaction& transaction, bool end_left, int64_t now) {
     queue::RecipientResult& result = transaction.attempt->results[i];
     result.stage = end_stage_;
     result.code = 0;
-    if (end_left && !closing_421_ && (transaction.mail_answered || !reset_)) {
-      // Also when not even MAIL was answered: the peer closed knowing all of it.
+    if (end_left && !closing_421_ && (transaction.mail_answered || !closed_by_peer_)) {
       result.action = Action::uncertain;
       result.stage = Stage::end_of_data;
       result.enhanced = "4.4.2";
-      result.bounce_class = "connection";
+      result.bounce_class = dsn::to_string(dsn::category_of_silence(result.stage));
       result.reply = fmt::format("{}; it may have been delivered", end_reply_);
     } else if (!transaction.mail_ok || closing_421_ || ending_ == Ending::told_to_slow) {
       result.action = Action::give_back;
     } else {
       result.action = Action::defer;
       result.enhanced = end_enhanced_;
-      result.bounce_class = "connection";
+      result.bounce_class = dsn::to_string(dsn::category_of_silence(result.stage));
       result.reply = end_reply_;
     }
   }
@@ -837,7 +836,8 @@ void Session::abandon(Transaction& transaction, bool end_left, int64_t now) {
 void Session::set_end_reply(const PeerReply& reply, Stage stage, const Verdict& verdict) {
   end_stage_ = stage;
   end_code_ = reply.code;
-  assign_enhanced(end_enhanced_, reply);
+  end_enhanced_.clear();
+  if (!verdict.status.empty()) verdict.status.append_to(end_enhanced_);
   assign_reply(end_reply_, reply);
   end_verdict_ = verdict;
 }

@@ -227,7 +227,6 @@ class Session {
   void set_result(queue::RecipientResult& result, const smtp::PeerReply& reply, events::Stage stage,
                   const Verdict& verdict);
   void refuse_all(Transaction& transaction, const smtp::PeerReply& reply, events::Stage stage);
-  Verdict judge_reply(const smtp::PeerReply& reply, events::Stage stage);
   void finish(Transaction& transaction, int64_t now);
   void finish_or_restart(Transaction& transaction, int64_t now);
   void abandon(Transaction& transaction, bool end_left, int64_t now);
@@ -275,12 +274,12 @@ class Session {
   uint32_t started_ = 0, messages_ = 0, mails_ = 0;
   bool need_reset_ = false;
   bool retiring_ = false;
-  bool slow_ = false;          // told to slow down: nothing new
-  bool closing_421_ = false;   // what comes behind a 421 was not looked at
-  bool busy_ = false;          // inside of a function that pumps at its end
-  bool exhausted_ = false;     // the owner had nothing; until wake()
-  bool resting_ = false;       // from misfits; until on_timeout()
-  bool reset_ = false;         // the connection was reset
+  bool slow_ = false;         // told to slow down: nothing new
+  bool closing_421_ = false;  // what comes behind a 421 was not looked at
+  bool busy_ = false;         // inside of a function that pumps at its end
+  bool exhausted_ = false;    // the owner had nothing; until wake()
+  bool resting_ = false;      // from misfits; until on_timeout()
+  bool closed_by_peer_ = false;
   bool front_is_new_ = false;  // the first expected reply is to this group
 
   int64_t deadline_ = INT64_MAX;

@@ -131,7 +131,7 @@ void Scheduler::finished(Attempt& attempt) {
   int64_t rest_ms = 0;
   for (uint32_t i = 0; i < attempt.results.size(); ++i) {
     RecipientResult& result = attempt.results[i];
-    if (result.rest_ms > 0 || result.scope == events::Scope::source || result.scope == events::Scope::provider) {
+    if (result.scope == events::Scope::source || result.scope == events::Scope::provider) {
       // The reply is about the source or the provider: only that scope slows down.
       LaneEnd end;
       end.cause = LaneEnd::Cause::told_to_slow;

@@ -600,12 +600,35 @@ TEST_F(SessionTest, ResetBeforeTheReplyToMailIsNoAttemptThoughAChunkWentAlong) {
   EXPECT_EQ(taken_log(), "[give back]");
 }
 
-TEST_F(SessionTest, CleanCloseAfterAChunkIsUncertainThoughNothingWasSaid) {
+TEST_F(SessionTest, CleanCloseBeforeTheReplyToMailIsNoAttemptEither) {
   add("one\r\n");
   open(kChunking);
   end(0);
   settle();
+  EXPECT_EQ(taken_log(), "[give back]");
+}
+
+TEST_F(SessionTest, SilenceAfterAChunkIsUncertainThoughNothingWasSaid) {
+  add("one\r\n");
+  open(kChunking);
+  now_ = session_->deadline();
+  session_->on_timeout(now_);
+  settle();
   EXPECT_EQ(taken_log(), "[uncertain]");
+}
+
+TEST_F(SessionTest, OurOwnAbortAfterAChunkIsUncertain) {
+  add("one\r\n");
+  open(kChunking);
+  end(ECONNABORTED);
+  settle();
+  EXPECT_EQ(taken_log(), "[uncertain]");
+}
+
+TEST_F(SessionTest, RetireBeforeTheGreetingEndsAtOnce) {
+  start();
+  session_->retire(now_);
+  EXPECT_EQ(session_->ending(), Ending::done);
 }
 
 // ---- hostile and broken peers
