@@ -291,7 +291,8 @@ class Session final : public net::StreamOwner {
   bool greeting_sent_ = false;
   bool greeted_ = false;  // EHLO or HELO
   bool have_mail_ = false;
-  bool mail_refused_ = false;  // so what was pipelined behind it is no mistake
+  bool chunk_refused_ = false;  // since the last RSET
+  bool mail_refused_ = false;   // so what was pipelined behind it is no mistake
   bool null_path_ = false;
   bool last_chunk_ = false;
   bool discard_chunk_ = false;  // BDAT out of order: its octets are read and dropped
@@ -335,8 +336,12 @@ class Server {
   Prng prng;
   std::unique_ptr<reactor::Io> io;
   Results results;
-  std::atomic<uint64_t> recipients_so_far{0};  // written here, read by the first server
+  // Written here, read by the first server.
+  std::atomic<uint64_t> recipients_so_far{0};
+  std::atomic<uint64_t> bounced_so_far{0};
   std::atomic<int64_t> last_seen{0};
+  void bounced() { bounced_so_far.store(++results.bounced, std::memory_order_relaxed); }
+  void deferred() { ++results.deferred; }
   std::function<bool()> finished;  // the first server asks whether all are done
   size_t listeners_closed = 0;
 
@@ -528,6 +533,7 @@ void Session::on_data(char* data, size_t size, reactor::BufferRef) {
         if (chunk_left_ > 0) break;
         state_ = State::command;
         if (discard_chunk_) {
+          chunk_refused_ = true;
           reply("503 5.5.1 BDAT out of order");
         } else if (last_chunk_) {
           end_of_message();
@@ -595,6 +601,7 @@ void Session::ehlo(bool extended) {
 }
 
 void Session::reset() {
+  chunk_refused_ = mail_refused_ = false;
   have_mail_ = null_path_ = any_chunk_ = false;
   recipients_ = 0;
   named_.clear();
@@ -603,7 +610,10 @@ void Session::reset() {
 void Session::mail(std::string_view argument) {
   const Options& options = server_.options;
   if (have_mail_ || !greeted_) {
-    mistake("MAIL out of order");
+    // Behind a BDAT that failed, which leaves its transaction open, this MAIL may have been under
+    // way.
+    if (!chunk_refused_) mistake("MAIL out of order");
+    mail_refused_ = true;
     return reply("503 5.5.1 MAIL out of order");
   }
   mail_refused_ = true;
@@ -661,12 +671,14 @@ void Session::rcpt(std::string_view argument) {
     recipient.known =
         path.starts_with('<') && error == std::errc() && *end == '-' &&
         parse_id(path.substr(static_cast<size_t>(end + 1 - path.data())), recipient.id);
-    if (!recipient.known && !null_path_) ++server_.results.store.without_id;
+    // Behind a refused MAIL this is the old transaction's, which the client is about to reset.
+    if (mail_refused_) recipient.known = false;
+    if (!recipient.known && !null_path_ && !mail_refused_) ++server_.results.store.without_id;
   }
   if (!options.odds.empty() && !options.odds_at_data) {
     if (const std::string* refusal = drawn(domain)) {
       bool final = refusal->starts_with('5');
-      ++(final ? server_.results.bounced : server_.results.deferred);
+      if (!mail_refused_) final ? server_.bounced() : server_.deferred();
       if (final && recipient.known)
         ++server_.results.store.at(recipient.id).of(recipient.k).bounced;
       return reply(*refusal);
@@ -702,6 +714,7 @@ void Session::bdat(std::string_view argument) {
   if (size > 0) {
     state_ = State::chunk;
   } else if (discard_chunk_) {
+    chunk_refused_ = true;
     reply("503 5.5.1 BDAT out of order");
   } else if (last_chunk_) {
     end_of_message();
@@ -711,6 +724,7 @@ void Session::bdat(std::string_view argument) {
 }
 
 void Session::begin_content() {
+  if (mail_refused_) mistake("content behind a refused MAIL");
   message_octets_ = 0;
   id_found_ = false;
   head_.clear();
@@ -771,7 +785,7 @@ void Session::end_of_message() {
   }
   if (refusal) {
     bool final = refusal->starts_with('5');
-    ++(final ? results.bounced : results.deferred);
+    final ? server_.bounced() : server_.deferred();
     if (final) {
       for (const Recipient& recipient : named_) {
         if (recipient.known) ++results.store.at(recipient.id).of(recipient.k).bounced;
@@ -1203,9 +1217,11 @@ int run(int argc, char** argv) {
   servers[0]->finished = [&] {
     int64_t now = servers[0]->io->now();
     uint64_t recipients = 0;
+    uint64_t bounced = 0;
     int64_t last = 0;
     for (const auto& server : servers) {
       recipients += server->recipients_so_far.load(std::memory_order_relaxed);
+      bounced += server->bounced_so_far.load(std::memory_order_relaxed);
       last = std::max(last, server->last_seen.load(std::memory_order_relaxed));
     }
     if (progress && now - reported_at >= 1'000'000'000) {
@@ -1217,8 +1233,8 @@ int run(int argc, char** argv) {
       reported = recipients;
     }
     if (status_requested.exchange(false)) {
-      fmt::print("status {{\"recipients\": {}, \"last_monotonic\": {:.6f}}}\n", recipients,
-                 static_cast<double>(last) / 1e9);
+      fmt::print("status {{\"recipients\": {}, \"bounced\": {}, \"last_monotonic\": {:.6f}}}\n",
+                 recipients, bounced, static_cast<double>(last) / 1e9);
       fflush(stdout);
     }
     if (options.expect != 0 && recipients >= options.expect) {

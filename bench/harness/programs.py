@@ -3,6 +3,7 @@ import json
 import pathlib
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -73,10 +74,12 @@ class Sink:
                 return json.loads(line.removeprefix('status '))
 
     def wait_for(self, recipients, patience):
-        """Until so many recipients were accepted. False: nothing arrived for `patience` seconds."""
+        """Until so many recipients were accepted or refused for good. False: nothing of the kind
+        happened for `patience` seconds."""
         best, since = -1, time.monotonic()
         while True:
-            now = self.status()['recipients']
+            status = self.status()
+            now = status['recipients'] + status.get('bounced', 0)
             if now >= recipients:
                 return True
             if now > best:
@@ -95,6 +98,64 @@ class Sink:
         if self.process.poll() is None:
             self.process.kill()
             self.process.communicate()
+
+
+class NameServer:
+    """NSD in the foreground with one zone, on a port of its own."""
+
+    def __init__(self, directory, zone, records):
+        nsd = shutil.which('nsd', path='/usr/sbin:/usr/bin')
+        if not nsd:
+            raise Broken('nsd is not installed')
+        self.port = free_port()
+        folder = pathlib.Path(directory) / 'nsd'
+        folder.mkdir()
+        (folder / 'zone').write_text(f'$ORIGIN {zone}.\n$TTL 3600\n@ SOA ns.{zone}. root.{zone}. 1 3600 3600 '
+                                     f'3600 3600\n@ NS ns.{zone}.\nns A 127.0.0.1\n' + records)
+        (folder / 'nsd.conf').write_text(f'''
+server:
+  ip-address: 127.0.0.1@{self.port}
+  username: ""
+  chroot: ""
+  zonesdir: "{folder}"
+  database: ""
+  pidfile: "{folder}/pid"
+  xfrdfile: "{folder}/xfrd"
+  xfrdir: "{folder}"
+  zonelistfile: "{folder}/zones"
+  server-count: 1
+  rrl-ratelimit: 0
+remote-control:
+  control-enable: no
+zone:
+  name: "{zone}"
+  zonefile: "zone"
+''')
+        self.log = open(folder / 'log', 'wb')
+        self.tree = machine.Tree('nsd')
+        self.tree.start([nsd, '-d', '-c', str(folder / 'nsd.conf')], self.log)
+        deadline = time.monotonic() + 60
+        while not self._answers(f'ns.{zone}'):
+            if self.tree.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise Broken('nsd did not start: ' + machine.read(folder / 'log')[-500:])
+            time.sleep(0.1)
+
+    def _answers(self, name):
+        query = bytes([0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]) + b''.join(
+            bytes([len(label)]) + label.encode() for label in name.split('.')) + b'\0\0\1\0\1'
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.settimeout(0.5)
+            asking.connect(('127.0.0.1', self.port))
+            try:
+                asking.send(query)
+                return asking.recv(512)[3] & 15 == 0
+            except OSError:
+                return False
+
+    def stop(self):
+        self.tree.stop()
+        self.log.close()
 
 
 def load(build, port, *options, seconds=600, host='127.0.0.1'):
