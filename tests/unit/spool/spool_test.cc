@@ -1,6 +1,7 @@
 // The spool over the simulator: what is acknowledged is there after a restart, what is done is gone,
 // what is damaged is named.
 #include "harness.h"
+#include "spool/format.h"
 
 namespace millrace::spool {
 namespace {
@@ -16,6 +17,56 @@ TEST(Spool, MessageIsReadBackAsItWasGiven) {
   std::string metadata;
   EXPECT_TRUE(w.read(id(7), at, 0, &metadata) == pattern(20480, 7));
   EXPECT_EQ(metadata, "metadata of 7");
+}
+
+// docs/spool-format.md shows these bytes.
+TEST(Spool, WorkedExampleOfTheFormatIsWhatIsWritten) {
+  SpoolWorld w(1);
+  ASSERT_EQ(w.start(), "");
+  Message& m = w.make(id(7), 0);
+  m.metadata = "M";
+  m.event = "E";
+  m.append.metadata = m.metadata;
+  m.append.event = m.event;
+  auto buffer = w.ios[0]->buffers(reactor::BufferGroup::ingress).allocate(4096);
+  std::memcpy(buffer->data + 100, "Hi", 2);
+  m.append.pieces.push_back({buffer->data + 100, 2, buffer.get()});
+  m.append.body_crc = crc32c(0, "Hi", 2);
+  w.spools[0]->append(m.append);
+  ASSERT_TRUE(w.run([&] { return m.answered; }));
+  EXPECT_EQ(m.append.location, (Location{1, 0x1040, 88}));
+  std::string bytes = w.world.disk(w.host).content("/spool/0000000001.seg");
+  auto at = [&](size_t offset, size_t size) {
+    std::string text;
+    for (size_t i = 0; i < size; ++i) {
+      text += "0123456789abcdef"[static_cast<uint8_t>(bytes[offset + i]) >> 4];
+      text += "0123456789abcdef"[static_cast<uint8_t>(bytes[offset + i]) & 15];
+      if (i % 4 == 3 && i + 1 < size) text += ' ';
+    }
+    return text;
+  };
+  EXPECT_EQ(at(0x0000, 16), "4d4c5253 45470d0a 01000000 02000000");
+  EXPECT_EQ(at(0x0020, 16), "01000000 00000000 00000400 00000000");
+  EXPECT_EQ(at(0x0030, 16), "00000000 00000000 01000000 00000000");
+  EXPECT_EQ(at(0x1000, 8), "4d4c5242 01000000");
+  EXPECT_EQ(at(0x1008, 8), at(0x0010, 8));
+  EXPECT_EQ(at(0x1010, 16), "01000000 00000000 00000000 00000000");
+  EXPECT_EQ(at(0x1020, 16), "00100000 00100000 00100000 58000000");
+  EXPECT_EQ(at(0x1030, 4), "01000000");
+  EXPECT_EQ(at(0x1040, 16), "58000000 01000100 01000000 00000000");
+  EXPECT_EQ(at(0x1050, 4), "01000000");
+  EXPECT_EQ(at(0x1058, 16), "01000000 00000000 07000000 00000000");
+  EXPECT_EQ(at(0x1068, 8), "02000000 00000000");
+  EXPECT_EQ(at(0x1074, 4), "01000000");
+  EXPECT_EQ(at(0x1078, 16), "00000000 01000000 01000000 00000000");
+  EXPECT_EQ(at(0x1088, 8), "64200000 02000000");
+  EXPECT_EQ(at(0x1090, 8), "4d450000 00000000");
+  EXPECT_EQ(bytes.substr(0x2064, 2), "Hi");
+  uint32_t header_crc, batch_crc_there;
+  std::memcpy(&header_crc, &bytes[0x004c], 4);
+  EXPECT_EQ(header_crc, crc32c(0, bytes.data(), 0x4c));
+  std::memcpy(&batch_crc_there, &bytes[0x103c], 4);
+  EXPECT_EQ(batch_crc_there, crc32c(crc32c(0, &bytes[0x1000], 60), &bytes[0x1040], 88));
 }
 
 TEST(Spool, BodyWithoutABufferIsCopied) {
