@@ -9,6 +9,7 @@ namespace {
 
 constexpr int64_t kSecondNs = 1'000'000'000;
 constexpr smtp::Reply kTooMany{421, {4, 3, 2}, "Too many connections, try again later"};
+constexpr smtp::Reply kShedding{421, {4, 3, 2}, "No mail is accepted now, try again later"};
 constexpr smtp::Reply kTooManyOfClient{421, {4, 7, 0}, "Too many connections from your address"};
 
 }  // namespace
@@ -43,8 +44,13 @@ Status SmtpListener::open(const std::vector<config::Listen>& listen, bool reuse_
 }
 
 void SmtpListener::set_shedding(bool shedding, std::string_view why) {
+  if (shedding_ == shedding) return;
   shedding_ = shedding;
-  shedding_why_ = why;
+  if (shedding) {
+    log::warning("new connections are refused: {}", why);
+  } else {
+    log::info("new connections are served again");
+  }
 }
 
 void SmtpListener::on_accepted(reactor::Handle handle, bool proxy) {
@@ -54,7 +60,7 @@ void SmtpListener::on_accepted(reactor::Handle handle, bool proxy) {
   Session& session = take_session();
   if (shedding_) {
     ++context_.stats.refused_shedding;
-    session.start_refused(handle, {421, {4, 3, 2}, shedding_why_});
+    session.start_refused(handle, kShedding);
     return;
   }
   uint64_t number = uint64_t{context_.shard} << 48 | next_session_++;

@@ -2,7 +2,8 @@
 //
 //   SmtpListener listener(context, acceptance);
 //   listener.open(config.listen)      accepts from now on
-//   listener.set_shedding(true, why)  new connections get 421; running ones go on
+//   listener.set_shedding(true, why)  new connections get 421; running ones go on. `why` is for the log:
+//                                     strangers are not told of our disks
 //   listener.drain()                  shutdown: stops accepting, 421 to whoever has no transaction;
 //                                     on_drained once the last session has gone and the spool has
 //                                     answered for every message
@@ -83,7 +84,6 @@ class SmtpListener {
   IntrusiveList<Session, &Session::link> running_;
   std::vector<std::unique_ptr<Session>> free_;
   reactor::Deferred announce_;
-  std::string shedding_why_;
   std::string refusal_text_;
   bool shedding_ = false;
   bool draining_ = false;

@@ -283,7 +283,8 @@ void Session::on_answer(void* self, Submission& submission, const Answer& answer
   auto& session = *static_cast<Session*>(self);
   if (answer.close_silently) return session.end(true);
   session.protocol_->message_done(submission.number, answer.reply);
-  session.input_blocked_ = false;
+  // The silence was ours, if there was one.
+  if (std::exchange(session.input_blocked_, false)) session.last_data_ = session.now();
   session.schedule_settle();
 }
 

@@ -47,7 +47,7 @@ TEST(Listener, SheddingRefusesNewConnectionsOnly) {
   rig.start();
   Client& before = rig.introduce();
   rig.listener->set_shedding(true, "The spool cannot be written");
-  EXPECT_EQ(rig.connect().hear(), "421 4.3.2 The spool cannot be written\r\n");
+  EXPECT_EQ(rig.connect().hear(), "421 4.3.2 No mail is accepted now, try again later\r\n");
   EXPECT_TRUE(starts(before.talk("NOOP"), "250 "));
   rig.listener->set_shedding(false, "");
   EXPECT_TRUE(starts(rig.connect().hear(), "220 "));
