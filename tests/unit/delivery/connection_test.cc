@@ -144,6 +144,7 @@ TEST_F(ConnectionTest, MessagesArriveAndTheLaneEndsIdle) {
   EXPECT_EQ(last.local.host_string(), "192.0.2.250");
   EXPECT_EQ(last.session_message, 20u);
   EXPECT_EQ(last.ehlo_name, "relay.example");
+  world_.run_for(kSecond);
   EXPECT_EQ(peer.sessions[0]->lines.back(), "QUIT");
 }
 

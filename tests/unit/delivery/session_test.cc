@@ -283,11 +283,12 @@ TEST_F(SessionTest, RefusedMailIsEveryRecipientsAndNeedsNoReset) {
   add("one\r\n", {"a@d.example", "b@d.example"});
   add("two\r\n");
   open(kPipelining);
-  EXPECT_EQ(peer("452 4.3.1 full\r\n503 5.5.1 MAIL first\r\n503 5.5.1 MAIL first\r\n503 5.5.1 MAIL "
+  EXPECT_EQ(peer("451 4.1.8 sender unknown\r\n503 5.5.1 MAIL first\r\n503 5.5.1 MAIL first\r\n503 "
+                 "5.5.1 MAIL "
                  "first\r\n"),
             kEnvelope);
   EXPECT_EQ(taken_log(), "[defer, defer]");
-  EXPECT_EQ(finished_[0]->results[1].reply, "452 4.3.1 full");
+  EXPECT_EQ(finished_[0]->results[1].reply, "451 4.1.8 sender unknown");
   EXPECT_EQ(finished_[0]->results[1].stage, Stage::mail);
 }
 
@@ -495,6 +496,32 @@ TEST_F(SessionTest, NothingIsAssumedAfterHelo) {
 }
 
 // ---- slow down
+
+TEST_F(SessionTest, ReceiverInTroubleGivesEverythingBackAndEndsOnceAllIsAnswered) {
+  add("one\r\n");
+  add("two\r\n");
+  open(kPipelining);
+  EXPECT_EQ(peer("452 4.3.1 disk full\r\n503 5.5.1 MAIL first\r\n"), "");
+  EXPECT_FALSE(over_);
+  EXPECT_EQ(peer("503 5.5.1 MAIL first\r\n"), "");
+  EXPECT_TRUE(over_);
+  EXPECT_EQ(session_->ending(), Ending::told_to_slow);
+  settle();
+  EXPECT_EQ(taken_log(), "[give back]");
+  EXPECT_EQ(queue_.size(), 1u);
+}
+
+TEST_F(SessionTest, BlocklistRefusalDefersAndNamesTheSource) {
+  add("one\r\n", {"a@d.example", "b@d.example"});
+  open(kPipelining);
+  peer(
+      "250 ok\r\n550 5.7.1 Service unavailable; listed at zen.spamhaus.org\r\n250 ok\r\n354 "
+      "go\r\n");
+  EXPECT_EQ(session_->ending(), Ending::told_to_slow);
+  settle();
+  EXPECT_EQ(taken_log(), "[defer, give back]");
+  EXPECT_EQ(finished_[0]->results[0].scope, events::Scope::source);
+}
 
 TEST_F(SessionTest, A421GivesBackAllThatWasNotTriedAndKeepsWhatWasSaid) {
   add("one\r\n", {"a@d.example", "b@d.example", "c@d.example"});
