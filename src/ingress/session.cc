@@ -14,7 +14,6 @@ constexpr int64_t kNsPerMs = 1'000'000;
 constexpr int64_t kNever = INT64_MAX;
 constexpr size_t kKeptCapacity = 4096;        // of a reply buffer between connections
 constexpr size_t kInputBeforePause = 64 * 1024;
-constexpr size_t kHeldInputBeforePause = 4 * 1024;
 
 constexpr smtp::Reply kCommandTimeout{421, {4, 4, 2}, "Timeout waiting for a command"};
 constexpr smtp::Reply kDataTimeout{421, {4, 4, 2}, "Timeout while receiving a message"};
@@ -400,10 +399,7 @@ void Session::settle() {
 void Session::pause_or_resume() {
   size_t waiting = 0;
   for (const Input& input : input_) waiting += input.size;
-  // Who is held back mostly waits for our reply and sends nothing: stopping the receive (and starting it
-  // again) costs more than keeping the few commands that were sent ahead.
-  size_t most = waiting_admission_ || input_blocked_ ? kHeldInputBeforePause : kInputBeforePause;
-  bool pause = waiting > most;
+  bool pause = waiting_admission_ || input_blocked_ || waiting > kInputBeforePause;
   if (pause == paused_counted_) return;
   paused_counted_ = pause;
   if (pause) {
