@@ -224,6 +224,9 @@ def stage_system(tally, options):
                         {'MILLRACE_TEST_LONG': '1'} if options.long else None)
 
 
+# Run without being asked for; the others by --long or --only.
+SHORT = ('layers', 'unit', 'system')
+
 STAGES = {'layers': stage_layers, 'unit': stage_unit, 'asan': stage_asan, 'tsan': stage_tsan,
           'fuzz': stage_fuzz, 'system': stage_system}
 
@@ -232,9 +235,9 @@ def main():
     parser = argparse.ArgumentParser(prog='tools/test', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--long', action='store_true', help='more seeds, longer fuzzing')
-    parser.add_argument('--only', metavar='STAGE,...', default=','.join(STAGES))
+    parser.add_argument('--only', metavar='STAGE,...', help='default: ' + ','.join(SHORT) + '; with --long all')
     options = parser.parse_args()
-    wanted = options.only.split(',')
+    wanted = options.only.split(',') if options.only else list(STAGES if options.long else SHORT)
     for name in wanted:
         if name not in STAGES:
             parser.error(f'no stage {name!r}; there are {", ".join(STAGES)}')
