@@ -1,5 +1,7 @@
 // The spool over io_uring and a real file system: the same calls as in simulation, once.
 #include <gtest/gtest.h>
+
+#include <cstdlib>
 #include <stdlib.h>
 
 #include <atomic>
