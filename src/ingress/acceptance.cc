@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "config/values.h"
+#include "queue/state.h"
 #include "smtp/rewrite.h"
 #include "smtp/xtext.h"
 
@@ -376,7 +377,9 @@ smtp::Reply Acceptance::submit(Submission& submission, const Settings& settings,
   mail::encode_metadata(envelope, content, submission.metadata_);
   fill_event(submission, origin);
   submission.event_.reason = std::move(bad_lines);
-  events::encode(submission.event_, submission.event_bytes_);
+  scratch_event_.clear();
+  events::encode(submission.event_, scratch_event_);
+  queue::append_event_bytes(scratch_event_, submission.event_bytes_);
 
   spool::Append& append = submission.append_;
   append.id = message.id;

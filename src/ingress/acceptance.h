@@ -140,6 +140,7 @@ class Acceptance {
   reactor::BufferPool& buffers_;
   SettingsRef settings_;
   std::string text_;           // of the reply given last
+  std::string scratch_event_;
   int64_t rejected_second_ = 0;
   uint32_t rejected_in_second_ = 0;
   std::vector<std::unique_ptr<Submission>> free_;

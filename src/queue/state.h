@@ -27,7 +27,7 @@ struct QueueState {
 void encode_state(const QueueState& state, std::string& out);
 Result<QueueState> decode_state(std::string_view bytes);
 
-// A note's event field: events one after the other, each with its length in front (LEB128).
+// The event field of an append or a note: events one after the other, each with its length in front (LEB128).
 void append_event_bytes(std::string_view event, std::string& out);
 bool take_event_bytes(std::string_view& bytes, std::string_view& event);
 

@@ -42,6 +42,7 @@ class FakeSpool final : public spool::Spool {
     }
     EXPECT_EQ(crc32c(0, body), append.body_crc);
     metadata.emplace_back(append.metadata);
+    events.emplace_back(append.event);
     Stored stored{&append, std::move(body)};
     if (fail_with != 0) stored.status = fail("no such luck", fail_with);
     stored.close_silently = close_silently;
@@ -75,6 +76,7 @@ class FakeSpool final : public spool::Spool {
   uint64_t reserved = 0;
   std::vector<Stored> waiting;
   std::vector<std::string> metadata;
+  std::vector<std::string> events;
 
  private:
   void answer() {

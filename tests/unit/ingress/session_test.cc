@@ -1,4 +1,5 @@
 // Dialogues: what a client sends, what it hears, and what message comes of it.
+#include "queue/state.h"
 #include "rig.h"
 
 namespace millrace::ingress {
@@ -734,6 +735,21 @@ TEST(Session, TheReceivedEventFollowsTheCommit) {
   EXPECT_EQ(event.size, rig.content().size());
   EXPECT_EQ(event.session_message, 1u);
   EXPECT_NE(event.session, 0u);
+}
+
+TEST(Session, TheReceivedEventIsStoredAsRecoveryReadsIt) {
+  Rig rig;
+  rig.start();
+  Client& client = rig.introduce();
+  rig.submit(client, kPlain);
+  ASSERT_EQ(rig.spool.events.size(), 1u);
+  std::string_view rest = rig.spool.events[0], one;
+  ASSERT_TRUE(queue::take_event_bytes(rest, one));
+  EXPECT_TRUE(rest.empty());
+  Result<events::Event> event = events::decode(one);
+  ASSERT_TRUE(event.ok()) << event.error().text;
+  EXPECT_EQ(event->type, events::Type::received);
+  EXPECT_EQ(event->spool_id, rig.message().id);
 }
 
 TEST(Session, AnyFaultOfTheNetworkLeavesNothingBehind) {
