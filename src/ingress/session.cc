@@ -14,6 +14,7 @@ constexpr int64_t kNsPerMs = 1'000'000;
 constexpr int64_t kNever = INT64_MAX;
 constexpr size_t kKeptCapacity = 4096;        // of a reply buffer between connections
 constexpr size_t kInputBeforePause = 64 * 1024;
+constexpr size_t kHeldInputBeforePause = 4 * 1024;
 
 constexpr smtp::Reply kCommandTimeout{421, {4, 4, 2}, "Timeout waiting for a command"};
 constexpr smtp::Reply kDataTimeout{421, {4, 4, 2}, "Timeout while receiving a message"};
@@ -260,7 +261,7 @@ size_t Session::advance(std::string_view piece, const reactor::BufferRef& buffer
 void Session::on_message_end() {
   Submission& submission = *std::exchange(receiving_, nullptr);
   mail::Envelope& envelope = submission.message->envelope;
-  envelope = std::move(protocol_->envelope());
+  std::swap(envelope, protocol_->envelope());
   envelope.client = client_;
   uint64_t number = protocol_->message_number();
   submission.number = number;
@@ -323,6 +324,7 @@ void Session::on_admitted(bool refused, std::string_view why) {
   AdmissionWaiter::link.unlink();
   ASSERT(waiting_admission_);
   waiting_admission_ = false;
+  last_data_ = idle_since_ = now();  // the silence was ours
   if (refused) {
     ++context_.stats.rejected_admission;
     smtp::Reply reply = listener_.admission_refusal(why);
@@ -399,7 +401,10 @@ void Session::settle() {
 void Session::pause_or_resume() {
   size_t waiting = 0;
   for (const Input& input : input_) waiting += input.size;
-  bool pause = waiting_admission_ || input_blocked_ || waiting > kInputBeforePause;
+  // Who is held back mostly waits for our reply and sends nothing: stopping the receive (and starting it
+  // again) costs more than keeping the few commands that were sent ahead.
+  size_t most = waiting_admission_ || input_blocked_ ? kHeldInputBeforePause : kInputBeforePause;
+  bool pause = waiting > most;
   if (pause == paused_counted_) return;
   paused_counted_ = pause;
   if (pause) {
