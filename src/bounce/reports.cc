@@ -33,13 +33,14 @@ Reports::Reports(reactor::Io& io, config::Snapshot config, ingress::Injector& in
 
 Reports::~Reports() { skip_.cancel(); }
 
-bool Reports::wants(const queue::Message& message, const queue::ReportLine& line) {
+bool Reports::wants(const queue::Message& message, uint32_t recipient, queue::ReportKind kind,
+                    bool receiver_reports) {
   dsn::ReportPolicy policy;
   policy.failures = config_->reports != config::Reports::none;
   policy.successes = config_->reports == config::Reports::all;
   policy.delays = config_->delay_reports;
-  return dsn::report_due(policy, kind_of(line.kind), message.envelope.reverse_path,
-                         message.envelope.recipients[line.recipient].notify, line.receiver_reports);
+  return dsn::report_due(policy, kind_of(kind), message.envelope.reverse_path,
+                         message.envelope.recipients[recipient].notify, receiver_reports);
 }
 
 bool Reports::within_limit(std::string_view reverse_path) {

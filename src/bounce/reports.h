@@ -30,7 +30,8 @@ class Reports final : public queue::Reporter {
   // REQUIRES: no report is on its way.
   ~Reports() override;
 
-  bool wants(const queue::Message& message, const queue::ReportLine& line) override;
+  bool wants(const queue::Message& message, uint32_t recipient, queue::ReportKind kind,
+             bool receiver_reports) override;
   void report(queue::ReportRequest& request) override;
   void adopt(config::Snapshot config) { config_ = std::move(config); }
   const Stats& stats() const { return stats_; }

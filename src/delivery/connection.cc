@@ -237,7 +237,8 @@ SessionOptions Connection::session_options() const {
 void Connection::start_session(reactor::Handle handle) {
   connect_ms_ = static_cast<uint32_t>((io_.now() - target_began_) / kMillisecond);
   Result<reactor::Address> local = io_.local_address(handle);
-  local_ = local ? *local : reactor::Address{};
+  source_text_ = local ? local->host_string() : std::string();
+  peer_text_ = peer_.to_string();
   number_ = ++agent_.next_number_;
   state_ = State::conversing;
   session_.emplace(static_cast<SessionOwner&>(*this), session_options());
@@ -308,7 +309,8 @@ queue::Attempt* Connection::take() {
 void Connection::finished(queue::Attempt& attempt) {
   ++agent_.stats_.messages;
   attempt.peer = peer_;
-  attempt.local = local_;
+  attempt.peer_text = peer_text_;
+  attempt.source_text = source_text_;
   attempt.ehlo_name = source_.ehlo_name.empty() ? config_->hostname : source_.ehlo_name;
   attempt.session = number_;
   attempt.connect_ms = connect_ms_;

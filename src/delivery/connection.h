@@ -86,7 +86,8 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   State state_ = State::starting;
   dns::Targets targets_;
   size_t next_target_ = 0;
-  reactor::Address peer_, local_;
+  reactor::Address peer_;
+  std::string peer_text_, source_text_;  // of this connection, for the events
   std::string_view host_;  // the target's name, in route_
   bool probing_ = false;   // the address holds know that we try peer_
   int64_t target_began_ = 0, began_ = 0;

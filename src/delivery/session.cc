@@ -797,6 +797,7 @@ void Session::finish(Transaction& transaction, int64_t now) {
   std::erase(transactions_, &transaction);
   queue::Attempt& attempt = *transaction.attempt;
   attempt.mx = mx_;
+  attempt.receiver_reports = capabilities_.dsn;
   attempt.session_message = transaction.number;
   attempt.transaction_ms = static_cast<uint32_t>(
       std::clamp<int64_t>((now - transaction.started_ns) / 1'000'000, 0, UINT32_MAX));

@@ -133,7 +133,7 @@ bool put_enum(Enum& field, uint64_t value, Enum last) {
   field = static_cast<Enum>(value);
   return value <= static_cast<uint64_t>(last);
 }
-bool put(std::string& field, std::string_view value) {
+bool put(std::string_view& field, std::string_view value) {
   field = value;
   return value.size() <= kMostText;
 }

@@ -1,6 +1,9 @@
 // An event: what happened to a message, a recipient or a queue, with everything an operator asks about it
 // later. Written into the spool with the outcome it tells of (binary, encode/decode) and, once that is
 // durable, to the events file as one JSON line (json.h). The fields and their meaning: docs/events.md.
+//
+// An Event owns nothing: its texts lie with whoever tells of it, or in the bytes it was decoded from. Who
+// keeps one keeps its bytes.
 #pragma once
 
 #include <cstdint>
@@ -29,20 +32,20 @@ struct Event {
   uint32_t number = 0;          // within the message, so (spool id, number) is the event's stable id
   int64_t time_ms = 0;          // UTC; all times are
   int64_t received_ms = 0, first_attempt_ms = 0, next_attempt_ms = 0;
-  std::string reverse_path, recipient, message_id, envid, orcpt;
-  std::string job, tenant, pool;
-  std::string queue, site, provider;
-  std::string client, account;
-  std::string source, ehlo_name, mx, peer;  // peer: "192.0.2.1:25"
+  std::string_view reverse_path, recipient, message_id, envid, orcpt;
+  std::string_view job, tenant, pool;
+  std::string_view queue, site, provider;
+  std::string_view client, account;
+  std::string_view source, ehlo_name, mx, peer;  // peer: "192.0.2.1:25"
   uint64_t session = 0;         // number of the connection
   uint32_t session_message = 0; // which message of it
   Stage stage = Stage::none;
-  std::string reply;            // verbatim, bounded to 1 KiB; escaped where it is written out
+  std::string_view reply;       // verbatim, bounded to 1 KiB; escaped where it is written out
   uint16_t code = 0;
-  std::string enhanced;         // "4.7.0"
-  std::string bounce_class;     // dsn/classify.h's category
+  std::string_view enhanced;    // "4.7.0"
+  std::string_view bounce_class;  // dsn/classify.h's category
   Scope scope = Scope::none;
-  std::string reason;           // rejected, held, removed, queue: why, in words
+  std::string_view reason;      // rejected, held, removed, queue: why, in words
   uint32_t attempt = 0;
   uint64_t size = 0;
   uint32_t recipients = 0;      // in the transaction
@@ -52,6 +55,7 @@ struct Event {
 };
 
 void encode(const Event& event, std::string& out);
+// The event's texts lie in `bytes`.
 Result<Event> decode(std::string_view bytes);
 
 }  // namespace millrace::events

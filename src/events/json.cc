@@ -201,7 +201,7 @@ void append_escaped(std::string& out, std::string_view text) {
 
 void append_json(const Event& event, std::string_view node, std::string& out) {
   size_t texts = node.size();
-  for (const std::string* text :
+  for (const std::string_view* text :
        {&event.reverse_path, &event.recipient, &event.message_id, &event.envid,
         &event.orcpt,        &event.job,       &event.tenant,     &event.pool,
         &event.queue,        &event.site,      &event.provider,   &event.client,

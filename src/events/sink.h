@@ -8,6 +8,8 @@ namespace millrace::events {
 class Sink {
  public:
   virtual ~Sink() = default;
+  // Whether anybody listens. If not, events need not be made up for emit().
+  virtual bool wanted() const { return true; }
   // `sequence` is the spool record's: when all events up to it are safely out, they need no replay. 0:
   // the event has no record (a refusal, a connection failure).
   virtual void emit(uint64_t sequence, const Event& event) = 0;

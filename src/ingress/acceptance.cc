@@ -323,7 +323,8 @@ smtp::Reply Acceptance::submit(Submission& submission, const Settings& settings,
     if (!bad_lines.empty()) ++stats.bad_lines_fixed;
   }
 
-  mail::HeaderScan scan = mail::scan_headers(content, settings.rules);
+  mail::HeaderScan& scan = scan_;
+  mail::scan_headers(content, settings.rules, scan);
   if (scan.received_count > config.max_received_headers) {
     return refuse(submission, origin, stats.rejected_loop, 554, {5, 4, 6},
                   "Too many Received headers: mail loop");
@@ -359,7 +360,7 @@ smtp::Reply Acceptance::submit(Submission& submission, const Settings& settings,
     mail::append_header(tag, "X-Millrace-Bad-Lines", bad_lines);
     content.prefix.insert(0, tag);
   }
-  envelope.message_id = std::move(scan.message_id);
+  envelope.message_id = scan.message_id;
 
   if (!context_.spool.reserve(static_cast<uint32_t>(envelope.recipients.size()))) {
     return refuse(submission, origin, stats.rejected_spool, 452, {4, 3, 1},
@@ -375,11 +376,7 @@ smtp::Reply Acceptance::submit(Submission& submission, const Settings& settings,
   submission.private_.reset();
 
   mail::encode_metadata(envelope, content, submission.metadata_);
-  fill_event(submission, origin);
-  submission.event_.reason = std::move(bad_lines);
-  scratch_event_.clear();
-  events::encode(submission.event_, scratch_event_);
-  queue::append_event_bytes(scratch_event_, submission.event_bytes_);
+  encode_event(submission, origin, bad_lines);
 
   spool::Append& append = submission.append_;
   append.id = message.id;
@@ -389,17 +386,17 @@ smtp::Reply Acceptance::submit(Submission& submission, const Settings& settings,
   append.event = submission.event_bytes_;
   append.owner = &submission;
   append.done = &Acceptance::on_appended;
+  submission.session_ = origin.session;
   ++stats.pending;
   if (origin.injected) ++stats.injected;
   context_.spool.append(append);
   return {};
 }
 
-void Acceptance::fill_event(Submission& submission, const Origin& origin) {
+void Acceptance::encode_event(Submission& submission, const Origin& origin, std::string_view bad_lines) {
   const queue::Message& message = *submission.message;
   const mail::Envelope& envelope = message.envelope;
-  events::Event& event = submission.event_;
-  // The strings keep their capacity from message to message.
+  events::Event event;
   event.type = events::Type::received;
   event.spool_id = message.id;
   event.time_ms = event.received_ms = envelope.received_ms;
@@ -407,8 +404,8 @@ void Acceptance::fill_event(Submission& submission, const Origin& origin) {
   event.message_id = envelope.message_id;
   event.envid = envelope.envid;
   bool single = envelope.recipients.size() == 1;
-  event.recipient.assign(single ? envelope.recipients[0].address : std::string_view{});
-  event.orcpt.assign(single ? envelope.recipients[0].orcpt : std::string_view{});
+  if (single) event.recipient = envelope.recipients[0].address;
+  if (single) event.orcpt = envelope.recipients[0].orcpt;
   event.job = envelope.job;
   event.tenant = envelope.tenant;
   event.pool = envelope.pool;
@@ -419,6 +416,10 @@ void Acceptance::fill_event(Submission& submission, const Origin& origin) {
   event.size = message.content.size();
   event.recipients = static_cast<uint32_t>(envelope.recipients.size());
   event.transaction_ms = origin.transaction_ms;
+  event.reason = bad_lines;
+  scratch_event_.clear();
+  events::encode(event, scratch_event_);
+  queue::append_event_bytes(scratch_event_, submission.event_bytes_);
 }
 
 void Acceptance::on_appended(void* self, spool::Append& append) {
@@ -439,9 +440,15 @@ void Acceptance::finish(Submission& submission) {
     message = std::move(submission.message);
     message->location = append.location;
     ++stats.messages;
-    stats.bytes += submission.event_.size;
+    stats.bytes += message->content.size();
     stats.recipients += message->envelope.recipients.size();
-    context_.events.emit(append.sequence, submission.event_);
+    if (context_.events.wanted()) {
+      std::string_view bytes = submission.event_bytes_, one;
+      bool whole = queue::take_event_bytes(bytes, one);
+      Result<events::Event> event = events::decode(one);
+      ASSERT(whole && event.ok());
+      context_.events.emit(append.sequence, *event);
+    }
     char id[mail::SpoolId::kTextSize];
     message->id.format(id);
     std::memcpy(text, kQueuedAs.data(), kQueuedAs.size());
@@ -457,7 +464,7 @@ void Acceptance::finish(Submission& submission) {
     if (!answer.close_silently) {
       const mail::Envelope& envelope = submission.message->envelope;
       report_rejected(envelope, envelope.client, answer.reply, append.status.error().text,
-                      submission.event_.session, events::Stage::end_of_data);
+                      submission.session_, events::Stage::end_of_data);
     }
   }
   submission.link.unlink();
@@ -497,7 +504,8 @@ void Acceptance::report_rejected(const mail::Envelope& envelope, std::string_vie
   event.stage = stage;
   event.reply = reply.text;
   event.code = reply.code;
-  event.enhanced = reply.status.to_string();
+  std::string enhanced = reply.status.to_string();
+  event.enhanced = enhanced;
   event.scope = events::Scope::message;
   event.reason = reason;
   context_.events.emit(0, event);

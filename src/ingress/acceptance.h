@@ -21,6 +21,7 @@
 #include "events/event.h"
 #include "ingress/context.h"
 #include "ingress/settings.h"
+#include "mail/headers.h"
 #include "queue/message.h"
 #include "smtp/data_decoder.h"
 #include "smtp/reply.h"
@@ -70,7 +71,7 @@ class Submission {
   reactor::BufferRef private_;     // the last private buffer and what is used of it
   uint32_t private_used_ = 0;
   std::string metadata_;
-  events::Event event_;
+  uint64_t session_ = 0;
   std::string event_bytes_;
 };
 
@@ -129,7 +130,7 @@ class Acceptance {
   bool rewrite(Submission& submission);
   smtp::Reply apply_metadata(queue::Message& message, const Settings& settings,
                              mail::HeaderScan& scan);
-  void fill_event(Submission& submission, const Origin& origin);
+  void encode_event(Submission& submission, const Origin& origin, std::string_view bad_lines);
   smtp::Reply refuse(Submission& submission, const Origin& origin, uint64_t& counter,
                      uint16_t code, mail::EnhancedStatus status, std::string_view text);
   static void on_appended(void* self, spool::Append& append);
@@ -141,6 +142,7 @@ class Acceptance {
   SettingsRef settings_;
   std::string text_;           // of the reply given last
   std::string scratch_event_;
+  mail::HeaderScan scan_;      // of the message being submitted
   int64_t rejected_second_ = 0;
   uint32_t rejected_in_second_ = 0;
   std::vector<std::unique_ptr<Submission>> free_;

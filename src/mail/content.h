@@ -48,6 +48,16 @@ struct Content {
   bool ends_in_crlf = true;       // a BDAT message may not; then DATA adds one
   uint32_t crc = 0;               // CRC32C of the raw bytes
 
+  // As if made anew; the lists keep their room.
+  void clear() {
+    prefix.clear();
+    raw.clear();
+    dots.clear();
+    cuts.clear();
+    raw_size = unlisted_dots = crc = 0;
+    stuffed = eight_bit = eight_bit_header = false;
+    ends_in_crlf = true;
+  }
   // Whether `form` can be gathered: both for a message with at most kMostListedDots dots, else only
   // the one it was received in. Asserted by gather().
   bool supports(WireForm form) const {

@@ -42,6 +42,18 @@ struct Envelope {
   std::string account;     // who authenticated
   std::string client;      // address of the injecting client, "192.0.2.1"
   std::string message_id;  // the Message-ID header's value, bounded, for events
+
+  // As if made anew; the texts keep their room.
+  void clear() {
+    for (std::string* text : {&reverse_path, &envid, &tenant, &job, &pool, &account, &client, &message_id}) {
+      text->clear();
+    }
+    recipients.clear();
+    ret = Ret::unset;
+    body = BodyType::seven_bit;
+    smtputf8 = false;
+    received_ms = expires_ms = 0;
+  }
 };
 
 }  // namespace millrace::mail

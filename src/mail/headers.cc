@@ -25,7 +25,11 @@ std::string_view trim(std::string_view text) {
 }
 
 void append_clean(std::string& out, std::string_view text, size_t limit) {
-  for (char c : text.substr(0, limit)) out.push_back(c == '\t' ? ' ' : is_control(c) ? '?' : c);
+  size_t start = out.size();
+  out.append(text.substr(0, limit));
+  for (size_t i = start; i < out.size(); ++i) {
+    if (is_control(out[i])) out[i] = out[i] == '\t' ? ' ' : '?';
+  }
 }
 
 // The lines of a Content's raw bytes, one after the other. A line within one span is a view into
@@ -104,7 +108,8 @@ void append_value(std::string& value, std::string_view text) {
 
 void trim_value(std::string& value) {
   std::string_view kept = trim(value);
-  if (kept.size() != value.size()) value = std::string(kept);
+  value.erase(0, static_cast<size_t>(kept.data() - value.data()));
+  value.resize(kept.size());
 }
 
 void append_two_digits(std::string& out, unsigned number) {
@@ -144,10 +149,10 @@ HeaderRules::Match HeaderRules::find(std::string_view name) const {
   return {};
 }
 
-HeaderScan scan_headers(Content& content, const HeaderRules& rules) {
+void scan_headers(Content& content, const HeaderRules& rules, HeaderScan& scan) {
   ASSERT(content.cuts.empty());
   using Kind = HeaderRules::Kind;
-  HeaderScan scan;
+  scan.clear();
   scan.values.resize(rules.metadata_count());
   bool cutting = false;
   bool dots_in_cuts = false;
@@ -191,7 +196,7 @@ HeaderScan scan_headers(Content& content, const HeaderRules& rules) {
     if (name.empty()) {
       if (scan.field_count == 0) {  // no header section at all
         content.eight_bit_header = false;
-        return scan;
+        return;
       }
       continue;  // receivers read on past such a line, so what follows it is looked at too
     }
@@ -238,7 +243,6 @@ HeaderScan scan_headers(Content& content, const HeaderRules& rules) {
       content.cuts.back().offset + content.cuts.back().size == content.raw_size) {
     content.ends_in_crlf = true;  // the line without one is gone
   }
-  return scan;
 }
 
 void append_rfc5322_date(std::string& out, int64_t utc_ms) {
@@ -328,6 +332,7 @@ void append_header(std::string& out, std::string_view name, std::string_view val
 
 void add_standard_headers(Content& content, HeaderScan& scan, ReceivedMode mode,
                           const ReceivedFields& fields) {
+  content.prefix.reserve(512);
   append_received(content.prefix, mode, fields);
   if (!scan.has_date) append_date(content.prefix, fields.utc_ms);
   if (!scan.has_message_id) {

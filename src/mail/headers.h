@@ -69,12 +69,24 @@ struct HeaderScan {
     uint32_t count = 0;
   };
   std::vector<Value> values;
+
+  void clear() {
+    section_size = 0;
+    received_count = field_count = 0;
+    has_section = has_date = has_message_id = too_many_cuts = false;
+    message_id.clear();
+    for (Value& value : values) {
+      value.text.clear();
+      value.count = 0;
+    }
+  }
 };
 
 // Scans the header section and adds the removed lines to content.cuts; dots inside a cut are taken
-// out of content.dots, so that no cut holds a dot. REQUIRES: content.cuts is empty, line ends are
-// CRLF only (the decoder found no fault).
-HeaderScan scan_headers(Content& content, const HeaderRules& rules);
+// out of content.dots, so that no cut holds a dot. What `scan` held is overwritten, the room of its
+// texts is kept. REQUIRES: content.cuts is empty, line ends are CRLF only (the decoder found no
+// fault).
+void scan_headers(Content& content, const HeaderRules& rules, HeaderScan& scan);
 
 // RFC 5322 3.3, always "+0000". No line end.
 void append_rfc5322_date(std::string& out, int64_t utc_ms);

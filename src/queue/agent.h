@@ -55,11 +55,13 @@ struct Attempt : reactor::Letter {
   std::vector<RecipientResult> results;
   // About the connection that served it.
   std::string mx;
-  reactor::Address peer, local;
+  reactor::Address peer;
+  std::string peer_text, source_text;    // "192.0.2.1:25" and our own address, for the event
   std::string_view ehlo_name;            // valid as long as the configuration
   uint64_t session = 0;                  // number of the connection
   uint32_t session_message = 0;          // which message of it, from 1
   uint32_t connect_ms = 0, transaction_ms = 0;
+  bool receiver_reports = false;         // it announced DSN and got our NOTIFY (RFC 3461)
   // The receiver takes no more recipients than this in a transaction (452 4.5.3, LIMITS); 0: unknown.
   uint32_t recipients_learned = 0;
 

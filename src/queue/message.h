@@ -45,12 +45,11 @@ class MessageRef {
     return *this;
   }
   ~MessageRef() {
-    if (message_ && --message_->references == 0) {
-      message_->resident_link.unlink();
-      delete message_;
-    }
+    if (message_ && --message_->references == 0) retire(*message_);
   }
-  static MessageRef make() { return MessageRef(new Message); }
+  // An empty message. Objects of those that have gone are used again, with the room of their texts and lists:
+  // at a steady rate a message takes no memory for itself.
+  static MessageRef make();
 
   Message* get() const { return message_; }
   Message* operator->() const { return message_; }
@@ -58,6 +57,8 @@ class MessageRef {
   explicit operator bool() const { return message_ != nullptr; }
 
  private:
+  static void retire(Message& message);
+
   Message* message_ = nullptr;
 };
 

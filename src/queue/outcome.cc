@@ -68,7 +68,7 @@ Scheduler::Outcome& Scheduler::make_outcome(Item& item) {
   outcome->id = item.id;
   outcome->message = item.location;
   outcome->item = &item;
-  outcome->event_count = 0;
+  outcome->delivered = outcome->deferred = outcome->bounced = outcome->expired = outcome->removed = 0;
   outcome->item_ends = false;
   outcome->final = false;
   outcome->due = 0;
@@ -81,15 +81,11 @@ Scheduler::Outcome& Scheduler::make_outcome(Item& item) {
   return *outcome;
 }
 
-events::Event& Scheduler::add_event(Outcome& outcome, events::Type type, uint32_t recipient,
-                                    const Message& message) {
-  if (outcome.event_count == outcome.events.size()) outcome.events.emplace_back();
-  events::Event& event = outcome.events[outcome.event_count++];
-  Item& item = *outcome.item;
+events::Event Scheduler::make_event(Item& item, events::Type type, uint32_t recipient, const Message& message) {
+  events::Event event;
   const Destination& destination = *item.queue->destination;
   const mail::Envelope& envelope = message.envelope;
   const mail::Recipient& to = envelope.recipients[recipient];
-  event = events::Event{};
   event.type = type;
   event.spool_id = item.id;
   event.number = item.fanout ? item.fanout->events++ : item.events++;
@@ -112,6 +108,34 @@ events::Event& Scheduler::add_event(Outcome& outcome, events::Type type, uint32_
   event.size = message.content.size();
   event.total_ms = static_cast<uint32_t>(std::clamp<int64_t>(event.time_ms - envelope.received_ms, 0, UINT32_MAX));
   return event;
+}
+
+void Scheduler::add_event(Outcome& outcome, const events::Event& event) {
+  switch (event.type) {
+    case events::Type::delivered: ++outcome.delivered; break;
+    case events::Type::deferred: ++outcome.deferred; break;
+    case events::Type::bounced: ++outcome.bounced; break;
+    case events::Type::expired: ++outcome.expired; break;
+    case events::Type::removed: ++outcome.removed; break;
+    default: UNREACHABLE();
+  }
+  scratch_event_.clear();
+  events::encode(event, scratch_event_);
+  append_event_bytes(scratch_event_, outcome.event);
+}
+
+// The events were written before it was known that the sender gets a report.
+void Scheduler::mark_report_sent(Outcome& outcome) {
+  std::string bytes = std::exchange(outcome.event, {});
+  std::string_view left = bytes, one;
+  while (take_event_bytes(left, one)) {
+    Result<events::Event> event = events::decode(one);
+    ASSERT(event.ok());
+    event->report_sent = true;
+    scratch_event_.clear();
+    events::encode(*event, scratch_event_);
+    append_event_bytes(scratch_event_, outcome.event);
+  }
 }
 
 void Scheduler::finished(Attempt& attempt) {
@@ -194,13 +218,13 @@ void Scheduler::finished(Attempt& attempt) {
     uint32_t number = attempt.recipients[i];
     events::Type type = ends && event_type(result.action) == events::Type::deferred ? events::Type::expired
                                                                                      : event_type(result.action);
-    events::Event& event = add_event(outcome, type, number, *message);
+    events::Event event = make_event(item, type, number, *message);
     set_reply(event, result);
     event.next_attempt_ms = ends ? 0 : due_ms;
-    event.source = attempt.local.empty() ? std::string() : attempt.local.host_string();
+    event.source = attempt.source_text;
     event.ehlo_name = attempt.ehlo_name;
     event.mx = attempt.mx;
-    event.peer = attempt.peer.empty() ? std::string() : attempt.peer.to_string();
+    event.peer = attempt.peer_text;
     event.session = attempt.session;
     event.session_message = attempt.session_message;
     event.recipients = static_cast<uint32_t>(attempt.recipients.size());
@@ -208,14 +232,14 @@ void Scheduler::finished(Attempt& attempt) {
     event.transaction_ms = attempt.transaction_ms;
     event.queued_ms = static_cast<uint32_t>(
         std::clamp<int64_t>(int64_t{event.total_ms} - attempt.transaction_ms, 0, UINT32_MAX));
+    add_event(outcome, event);
     if (result.action == Action::uncertain) ++stats_.uncertain;
     if (ends) {
-      ReportLine line{number, result.action == Action::delivered ? ReportKind::delivered
-                              : expired && result.action != Action::bounce ? ReportKind::expired
-                                                                           : ReportKind::failed,
-                      result, attempt.mx};
-      if (reporter_->wants(*message, line)) {
-        outcome.report.lines.push_back(std::move(line));
+      ReportKind kind = result.action == Action::delivered                  ? ReportKind::delivered
+                        : expired && result.action != Action::bounce ? ReportKind::expired
+                                                                     : ReportKind::failed;
+      if (reporter_->wants(*message, number, kind, attempt.receiver_reports)) {
+        outcome.report.lines.push_back({number, kind, result, attempt.mx});
       }
       if (item.fanout) {
         item.fanout->recipients[number].item = nullptr;
@@ -272,7 +296,7 @@ void Scheduler::settle(Outcome& outcome) {
 
 void Scheduler::on_reported(void* owner, ReportRequest& request) {
   auto& outcome = *static_cast<Outcome*>(owner);
-  for (size_t i = 0; i < outcome.event_count; ++i) outcome.events[i].report_sent = request.sent;
+  if (request.sent) outcome.scheduler->mark_report_sent(outcome);
   outcome.scheduler->record(outcome);
 }
 
@@ -304,12 +328,6 @@ void Scheduler::encode_state_of(const Item& item, std::string& out) const {
 
 void Scheduler::record(Outcome& outcome) {
   Item& item = *outcome.item;
-  for (size_t i = 0; i < outcome.event_count; ++i) {
-    std::string& bytes = scratch_event_;
-    bytes.clear();
-    events::encode(outcome.events[i], bytes);
-    append_event_bytes(bytes, outcome.event);
-  }
   outcome.message = item.location;
   outcome.final = outcome.item_ends && (!item.fanout || item.fanout->pending == 0);
   if (!outcome.final) {
@@ -346,17 +364,21 @@ void Scheduler::recorded(Outcome& outcome) {
   }
   Item& item = *outcome.item;
   Destination& destination = *item.queue->destination;
-  for (size_t i = 0; i < outcome.event_count; ++i) {
-    const events::Event& event = outcome.events[i];
-    switch (event.type) {
-      case events::Type::delivered: ++stats_.delivered, ++destination.delivered; break;
-      case events::Type::deferred: ++stats_.deferred, ++destination.deferred; break;
-      case events::Type::bounced: ++stats_.bounced, ++destination.bounced; break;
-      case events::Type::expired: ++stats_.expired; break;
-      case events::Type::removed: ++stats_.removed; break;
-      default: break;
+  stats_.delivered += outcome.delivered;
+  stats_.deferred += outcome.deferred;
+  stats_.bounced += outcome.bounced;
+  stats_.expired += outcome.expired;
+  stats_.removed += outcome.removed;
+  destination.delivered += outcome.delivered;
+  destination.deferred += outcome.deferred;
+  destination.bounced += outcome.bounced;
+  if (context_.events.wanted()) {
+    std::string_view bytes = outcome.event, one;
+    while (take_event_bytes(bytes, one)) {
+      Result<events::Event> event = events::decode(one);
+      ASSERT(event.ok());
+      context_.events.emit(outcome.sequence, *event);
     }
-    context_.events.emit(outcome.sequence, event);
   }
   item.recording_due_ms = 0;
   bool ends = outcome.item_ends;
@@ -397,13 +419,14 @@ void Scheduler::end_item(Item& item, events::Type type, const RecipientResult& w
   std::vector<uint32_t> numbers;
   recipients_of(item, numbers);
   for (uint32_t number : numbers) {
-    events::Event& event = add_event(outcome, type, number, *message);
+    events::Event event = make_event(item, type, number, *message);
     set_reply(event, why);
     event.reason = why.reply;
     event.recipients = static_cast<uint32_t>(numbers.size());
-    ReportLine line{number, type == events::Type::expired ? ReportKind::expired : ReportKind::failed, why, {}};
-    if (report && reporter_->wants(*message, line)) {
-      outcome.report.lines.push_back(std::move(line));
+    add_event(outcome, event);
+    ReportKind kind = type == events::Type::expired ? ReportKind::expired : ReportKind::failed;
+    if (report && reporter_->wants(*message, number, kind, false)) {
+      outcome.report.lines.push_back({number, kind, why, {}});
     }
     if (item.fanout) {
       item.fanout->recipients[number].item = nullptr;

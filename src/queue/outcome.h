@@ -2,8 +2,6 @@
 // it is durable. Used by the scheduler alone.
 #pragma once
 
-#include <vector>
-
 #include "queue/scheduler.h"
 
 namespace millrace::queue {
@@ -11,10 +9,10 @@ namespace millrace::queue {
 struct Scheduler::Outcome : spool::Note {
   Scheduler* scheduler = nullptr;
   Item* item = nullptr;
-  std::vector<events::Event> events;  // the first `event_count` are in use; kept for their strings' room
-  size_t event_count = 0;
-  bool item_ends = false;             // no recipient of the item is left
-  int64_t due = 0;                    // monotonic; of an item that stays
+  // How many of each kind its events are; Note::event holds them.
+  uint32_t delivered = 0, deferred = 0, bounced = 0, expired = 0, removed = 0;
+  bool item_ends = false;  // no recipient of the item is left
+  int64_t due = 0;         // monotonic; of an item that stays
   ReportRequest report;
 };
 

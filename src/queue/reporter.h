@@ -15,7 +15,6 @@ struct ReportLine {
   ReportKind kind = ReportKind::failed;
   RecipientResult result;  // the reply, or our own words
   std::string mx;
-  bool receiver_reports = false;  // it took our NOTIFY: successes are its to report
 };
 
 // Stays valid until done(), which is never called inline. One message, one report.
@@ -30,8 +29,9 @@ struct ReportRequest {
 class Reporter {
  public:
   virtual ~Reporter() = default;
-  // Whether the sender gets a report about this line (--reports, NOTIFY, a null reverse-path).
-  virtual bool wants(const Message& message, const ReportLine& line) = 0;
+  // Whether the sender gets a report about this recipient (--reports, NOTIFY, a null reverse-path).
+  // `receiver_reports`: the next relay took our NOTIFY, so successes are its to report (RFC 3461 5.2.2).
+  virtual bool wants(const Message& message, uint32_t recipient, ReportKind kind, bool receiver_reports) = 0;
   virtual void report(ReportRequest& request) = 0;
 };
 

@@ -888,6 +888,7 @@ Attempt* Scheduler::make_attempt(Item& item, const Site& site) {
     result.rest_ms = 0;
   }
   attempt->recipients_learned = 0;
+  attempt->receiver_reports = false;
   ++stats_.attempts;
   return attempt;
 }
@@ -968,13 +969,16 @@ void Scheduler::queue_event(Site& site, const LaneEnd& end, unsigned source) {
   event.enhanced = end.enhanced;
   event.reply = end.reply;
   event.mx = end.mx;
-  if (!end.peer.empty()) event.peer = end.peer.to_string();
+  std::string peer = end.peer.empty() ? std::string() : end.peer.to_string();
+  event.peer = peer;
   event.scope = end.scope;
   event.reason = site.groups[source].hold.reason();
+  std::string from;
   if (source < config().sources.size()) {
-    const config::Source& from = config().sources[source];
-    event.source = from.ipv4.empty() ? from.ipv6.host_string() : from.ipv4.host_string();
+    const config::Source& at = config().sources[source];
+    from = at.ipv4.empty() ? at.ipv6.host_string() : at.ipv4.host_string();
   }
+  event.source = from;
   context_.events.emit(0, event);
 }
 

@@ -225,7 +225,9 @@ class Scheduler final : public Dispatcher, public Intake {
 
   // ---- outcomes (outcome.cc)
   Outcome& make_outcome(Item& item);
-  events::Event& add_event(Outcome& outcome, events::Type type, uint32_t recipient, const Message& message);
+  events::Event make_event(Item& item, events::Type type, uint32_t recipient, const Message& message);
+  void add_event(Outcome& outcome, const events::Event& event);
+  void mark_report_sent(Outcome& outcome);
   void settle(Outcome& outcome);          // report first, if one is due, then record
   static void on_reported(void* owner, ReportRequest& request);
   void record(Outcome& outcome);

@@ -30,6 +30,7 @@ class EventTee final : public events::Sink {
  public:
   EventTee(std::string node, const std::vector<EventObserver>& observers) : node_(std::move(node)), observers_(observers) {}
   void set_file(events::ShardEvents* file) { file_ = file; }
+  bool wanted() const override { return file_ || !observers_.empty(); }
   void emit(uint64_t sequence, const events::Event& event) override;
 
  private:

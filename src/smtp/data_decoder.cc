@@ -32,7 +32,7 @@ void IntakeFacts::apply_to(mail::Content& content) {
   ASSERT(!too_large && raw_size <= content.raw_size);
   content.truncate_raw(static_cast<uint32_t>(raw_size));
   content.unlisted_dots = static_cast<uint32_t>(dot_count - dots.size());
-  content.dots = std::move(dots);
+  content.dots.swap(dots);
   content.stuffed = stuffed;
   content.eight_bit = eight_bit;
   content.ends_in_crlf = ends_in_crlf;
@@ -214,7 +214,9 @@ size_t ContentScanner::pass_plain_blocks(const char* data, size_t at, size_t sto
     }
     block.or_into(ored);
     lines += static_cast<uint64_t>(std::popcount(lf));
-    if (lf) line_start = end - std::countl_zero(lf);
+    // Without a branch, which text would make the processor guess wrong again and again.
+    const int64_t fresh = end - std::countl_zero(lf);
+    line_start += (fresh - line_start) & -int64_t{lf != 0};
     after_cr = cr >> 63;
     at_line_start = lf >> 63;
   }
@@ -301,6 +303,7 @@ void ContentScanner::add_dot(uint64_t offset) {
   if (facts_.dot_count > mail::kMostListedDots || facts_.too_large) {
     facts_.dots.clear();
   } else {
+    if (facts_.dots.empty()) facts_.dots.reserve(16);
     facts_.dots.push_back(static_cast<uint32_t>(offset));
   }
 }

@@ -118,7 +118,7 @@ ServerProtocol::Step ServerProtocol::advance(std::string_view piece) {
   ASSERT(!piece.empty());
   if (envelope_given_) {
     envelope_given_ = false;
-    envelope_ = {};
+    envelope_.clear();
     scanner_ = detail::ContentScanner(true, 0);
   }
   Step step;
@@ -345,7 +345,7 @@ void ServerProtocol::answer_mail(const Reply& reply) {
 
 void ServerProtocol::finish_mail(const Reply& reply) {
   if (reply.code != 0) {
-    envelope_ = {};
+    envelope_.clear();
     return refuse(reply);
   }
   enter(State::mail);
@@ -456,7 +456,7 @@ std::string ServerProtocol::describe_fault(const IntakeFacts& facts) {
 
 void ServerProtocol::end_transaction(State next) {
   message_open_ = false;
-  envelope_ = {};
+  envelope_.clear();
   recipients_refused_ = 0;
   enter(next);
 }

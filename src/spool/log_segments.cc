@@ -214,7 +214,7 @@ Status Log::activate(Stream& stream, bool intake) {
 
 void Log::retire(Stream& stream, bool to_seal) {
   Segment& segment = *stream.active();
-  std::string index = stream.take_index();
+  std::string_view index = stream.index();
   stream.leave();
   segment.closed_ns = io_.now();
   if (segment.end == kBlock) {  // no batch in it is complete

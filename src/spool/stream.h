@@ -77,8 +77,8 @@ class Stream {
   bool in_flight() const { return in_flight_; }
   std::function<void(const Status&)> on_batch;
 
-  // The index of the active segment as it stands: every record of its completed batches.
-  std::string take_index() { return std::exchange(index_, {}); }
+  // The index of the active segment as it stands: every record of its completed batches. Until open().
+  std::string_view index() const { return index_; }
 
   uint64_t bytes_written = 0;
   uint64_t bytes_copied = 0;  // body bytes that lay where they could not be written from

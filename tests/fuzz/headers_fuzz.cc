@@ -51,9 +51,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (stuffed && !decoder.facts().ends_in_crlf) return 0;
 
   mail::Content content = content_of(raw, stuffed, SIZE_MAX);
-  mail::HeaderScan scan = mail::scan_headers(content, rules);
+  mail::HeaderScan scan;
+  mail::scan_headers(content, rules, scan);
   mail::Content split = content_of(raw, stuffed, 1 + data[0] / 2);
-  mail::HeaderScan split_scan = mail::scan_headers(split, rules);
+  mail::HeaderScan split_scan;
+  mail::scan_headers(split, rules, split_scan);
   ASSERT(scan.received_count == split_scan.received_count &&
          scan.values[0].text == split_scan.values[0].text);
   ASSERT(content.dots == split.dots && content.cuts.size() == split.cuts.size());
@@ -70,7 +72,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::string left = gathered(content, mail::WireForm::bdat);
   gathered(content, mail::WireForm::data);
   mail::Content again = content_of(left, false, SIZE_MAX);
-  mail::scan_headers(again, rules);
+  mail::HeaderScan scan_again;
+  mail::scan_headers(again, rules, scan_again);
   ASSERT(!scan.has_section || again.cuts.empty());
   return 0;
 }

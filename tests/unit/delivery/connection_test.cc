@@ -141,7 +141,7 @@ TEST_F(ConnectionTest, MessagesArriveAndTheLaneEndsIdle) {
   const queue::Attempt& last = *queue_.finished_[19];
   EXPECT_EQ(last.mx, "mx.example");
   EXPECT_EQ(last.peer.to_string(), "198.51.100.1:25");
-  EXPECT_EQ(last.local.host_string(), "192.0.2.250");
+  EXPECT_EQ(last.source_text, "192.0.2.250");
   EXPECT_EQ(last.session_message, 20u);
   EXPECT_EQ(last.ehlo_name, "relay.example");
   world_.run_for(kSecond);
@@ -387,7 +387,7 @@ TEST_F(ConnectionTest, SourceIsBoundAndNamesItself) {
   open();
   ASSERT_TRUE(run_until_closed());
   EXPECT_EQ(peer.sessions[0]->lines[0], "EHLO out1.example");
-  EXPECT_EQ(queue_.finished_[0]->local.host_string(), "192.0.2.250");
+  EXPECT_EQ(queue_.finished_[0]->source_text, "192.0.2.250");
 }
 
 TEST_F(ConnectionTest, FamiliesFollowTheSourceAndTheSetting) {

@@ -101,7 +101,8 @@ class Process {
     Event event;
     event.type = Type::delivered;
     event.session = answer.sequence;
-    event.reply = std::string(answer.reply_size, 'r');
+    std::string reply(answer.reply_size, 'r');
+    event.reply = reply;
     shards_[answer.shard]->emit(answer.sequence, event);
   }
 

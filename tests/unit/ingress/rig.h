@@ -144,10 +144,16 @@ class FakeSink final : public events::Sink {
  public:
   void emit(uint64_t sequence, const events::Event& event) override {
     sequences.push_back(sequence);
-    events.push_back(event);
+    // An event owns nothing.
+    bytes_.emplace_back();
+    events::encode(event, bytes_.back());
+    events.push_back(events::decode(bytes_.back()).value());
   }
   std::vector<uint64_t> sequences;
   std::vector<events::Event> events;
+
+ private:
+  std::deque<std::string> bytes_;
 };
 
 // A client that sends what it is told and keeps what it hears.

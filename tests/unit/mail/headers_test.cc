@@ -44,7 +44,7 @@ std::unique_ptr<Scanned> scanned(std::string raw, bool stuffed = false, size_t s
     content.eight_bit |= static_cast<unsigned char>(bytes[at]) >= 0x80;
   }
   content.ends_in_crlf = bytes.empty() || bytes.ends_with("\r\n");
-  result->scan = scan_headers(content, kRules);
+  scan_headers(content, kRules, result->scan);
   result->left = canonical(content);
   for (const Cut& cut : content.cuts) {
     for (uint32_t dot : content.dots)
@@ -94,7 +94,8 @@ TEST(Headers, UnlistedDotsWithinCutsAreUncounted) {
   content.append_raw(raw);
   content.stuffed = true;
   content.unlisted_dots = 2;
-  scan_headers(content, kRules);
+  HeaderScan scan;
+  scan_headers(content, kRules, scan);
   EXPECT_EQ(content.unlisted_dots, 1u);
   EXPECT_EQ(content.size(), std::string("A: b\r\n\r\n.\r\n").size());
 }

@@ -209,7 +209,10 @@ class FakeAgent final : public Agent {
 class FakeSink final : public events::Sink {
  public:
   void emit(uint64_t sequence, const events::Event& event) override {
-    seen.push_back(event);
+    // An event owns nothing.
+    bytes_.emplace_back();
+    events::encode(event, bytes_.back());
+    seen.push_back(events::decode(bytes_.back()).value());
     sequences.push_back(sequence);
   }
   std::vector<events::Event> seen;
@@ -219,14 +222,17 @@ class FakeSink final : public events::Sink {
     for (const auto& event : seen) n += event.type == type;
     return n;
   }
+
+ private:
+  std::deque<std::string> bytes_;
 };
 
 class FakeReporter final : public Reporter {
  public:
   explicit FakeReporter(reactor::Io& io) : io_(io) { answer_.bind<&FakeReporter::on_answer>(this); }
   ~FakeReporter() override { answer_.cancel(); }
-  bool wants(const Message& message, const ReportLine& line) override {
-    return !message.envelope.reverse_path.empty() && line.kind != ReportKind::delivered;
+  bool wants(const Message& message, uint32_t, ReportKind kind, bool) override {
+    return !message.envelope.reverse_path.empty() && kind != ReportKind::delivered;
   }
   void report(ReportRequest& request) override {
     reported.push_back(request.lines);
