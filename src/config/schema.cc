@@ -297,7 +297,7 @@ std::vector<Field> make_schema() {
           .empty_means("this machine's name, if that is fully qualified"));
   add(number("shards", &C::shards, 0, 1024, "Threads, one a core.")
           .at_start()
-          .empty_means("what measures best for this machine"));
+          .empty_means("the number of cores"));
   add(size("memory", &C::memory, 16 * kMi, 16 * kTi,
            "What mail, buffers and queues may take in all; past it new mail is refused with 4xx.")
           .at_start()
