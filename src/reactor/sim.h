@@ -122,6 +122,8 @@ class SimWorld {
   SimDisk& disk(HostId host);
   // Sockets, listeners and files that the host's process has open, to find leaks.
   size_t open_handles(HostId host) const;
+  // The peer of each connection that the host's process has begun and not closed, to check limits with.
+  void each_outbound(HostId host, const std::function<void(const Address& peer)>& call) const;
 
  private:
   bool step(int64_t deadline_ns);

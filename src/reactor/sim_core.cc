@@ -249,6 +249,10 @@ size_t SimWorld::open_handles(HostId host) const {
   return total;
 }
 
+void SimWorld::each_outbound(HostId host, const std::function<void(const Address&)>& call) const {
+  core_->net->each_outbound(host, call);
+}
+
 void SimWorld::crash(HostId host, Crash kind) {
   SimHost& crashed = core_->hosts[host];
   std::vector<SimIo*> ios = std::move(crashed.ios);

@@ -307,6 +307,14 @@ Result<Address> SimNet::peer_address(uint32_t index, uint8_t side) const {
   return c.sides[1 - side].address;
 }
 
+void SimNet::each_outbound(HostId host, const std::function<void(const Address&)>& call) const {
+  for (const auto& c : connections_) {
+    if (c->state != Connection::State::connecting && c->state != Connection::State::established) continue;
+    const Side& side = c->sides[0];
+    if (side.host == host && side.io != nullptr && !side.closed) call(c->target);
+  }
+}
+
 void SimNet::finish_connect(uint32_t index, int result, int64_t delay_ns) {
   Connection& c = connection(index);
   c.connect_result = result;

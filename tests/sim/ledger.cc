@@ -76,6 +76,7 @@ unsigned Ledger::Recipient::count(Copy wanted) const {
 }
 
 void Ledger::crashed(int64_t at_ns, int64_t unsynced_ns) {
+  crashes_.emplace_back(at_ns - unsynced_ns, at_ns);  // for copies that are told of later
   for (auto& [number, entry] : entries_) {
     for (auto& [address, recipient] : entry.recipients) {
       for (auto& [copy, replied_ns] : recipient.copies) {
@@ -100,6 +101,9 @@ void Ledger::received(std::string_view content, const std::string& recipient, Co
     return;
   }
   if (!content.ends_with(entry.content)) ++entry.altered;
+  for (const auto& [from, until] : crashes_) {
+    if (copy == Copy::acknowledged && at_ns > from && at_ns <= until) copy = Copy::uncertain;
+  }
   to->second.copies.emplace_back(copy, at_ns);
 }
 
@@ -141,6 +145,15 @@ std::vector<std::string> Ledger::violations(bool done) const {
     }
   }
   return found;
+}
+
+std::map<uint64_t, std::vector<std::string>> Ledger::promises() const {
+  std::map<uint64_t, std::vector<std::string>> promised;
+  for (const auto& [number, entry] : entries_) {
+    if (entry.told != Told::accepted) continue;
+    for (const auto& [address, recipient] : entry.recipients) promised[number].push_back(address);
+  }
+  return promised;
 }
 
 size_t Ledger::accepted() const {

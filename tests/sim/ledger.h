@@ -57,6 +57,8 @@ class Ledger {
   //  - what arrived is what was sent, after lines added in front
   // `done`: the run is over, so what has not ended is lost.
   std::vector<std::string> violations(bool done) const;
+  // Numbers of what was accepted, and for whom.
+  std::map<uint64_t, std::vector<std::string>> promises() const;
   size_t accepted() const;
   size_t delivered() const;
 
@@ -73,6 +75,7 @@ class Ledger {
     unsigned altered = 0;
   };
   std::map<uint64_t, Entry> entries_;
+  std::vector<std::pair<int64_t, int64_t>> crashes_;  // from and to: acknowledgements that may be lost
   std::vector<std::string> strange_;
 };
 

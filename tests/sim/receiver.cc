@@ -30,7 +30,9 @@ constexpr size_t kMostLine = 4096;
 class Receiver::Session final : public net::StreamOwner {
  public:
   Session(Receiver& receiver, reactor::Handle handle)
-      : receiver_(receiver), stream_(receiver.io_, *this) {
+      : receiver_(receiver), stream_(receiver.io_, *this), number_(receiver.connections_total + 1) {
+    patience_.bind<&Session::on_impatient>(this);
+    wait_for_command();
     timer_.bind<&Session::on_reply_due>(this);
     stream_.start(handle, reactor::BufferGroup::control);
     if (chance(receiver.behaviour.refuse_greeting)) {
@@ -52,6 +54,7 @@ class Receiver::Session final : public net::StreamOwner {
   }
 
   void on_data(char* data, size_t size, reactor::BufferRef) override {
+    wait_for_command();
     if (quit_) return;
     in_.append(data, size);
     parse();
@@ -73,6 +76,7 @@ class Receiver::Session final : public net::StreamOwner {
 
   void on_closed() override {
     timer_.cancel();
+    patience_.cancel();
     for (size_t i = 0; i < replied_.size(); ++i) {
       // After QUIT the relay has read every reply. Otherwise it has read those before the last two, since
       // it runs at most one message ahead.
@@ -188,13 +192,22 @@ class Receiver::Session final : public net::StreamOwner {
     chunk_last_ = begins_with(last, " LAST");
   }
 
+  void wait_for_command() {
+    patience_.cancel();
+    receiver_.io_.timers().arm(patience_, receiver_.io_.now() + receiver_.behaviour.patience_ns);
+  }
+
+  void on_impatient() { close(false); }
+
   void end_of_data() {
     const ReceiverBehaviour& behaviour = receiver_.behaviour;
+    message_.connection = number_;
     if (!have_mail_ || message_.recipients.empty()) {
       // The chunks of a transaction without recipients are read and refused.
       forget();
       return reply("503 5.5.1 no recipients\r\n");
     }
+    receiver_.messages_on_connection_most = std::max(receiver_.messages_on_connection_most, ++messages_);
     if (chance(behaviour.defer_data)) {
       forget();
       return reply("451 4.3.0 later\r\n");
@@ -215,6 +228,7 @@ class Receiver::Session final : public net::StreamOwner {
     forget();
     reply("250 2.0.0 taken\r\n");
     if (chance(behaviour.drop_replied)) quit_ = reset_after_send_ = true;
+    if (behaviour.messages_most > 0 && messages_ >= behaviour.messages_most) quit_ = true;
   }
 
   void forget() {
@@ -251,7 +265,7 @@ class Receiver::Session final : public net::StreamOwner {
 
   Receiver& receiver_;
   net::Stream stream_;
-  reactor::Timer timer_;
+  reactor::Timer timer_, patience_;
   std::string in_;
   std::string waiting_, sending_;
   ReceivedMessage message_;
@@ -265,6 +279,8 @@ class Receiver::Session final : public net::StreamOwner {
   bool reset_after_send_ = false;
   bool broken_ = false;
   bool quit_seen_ = false;
+  const uint64_t number_;
+  size_t messages_ = 0;
 };
 
 Receiver::Receiver(reactor::Io& io, uint64_t seed, ReceiverBehaviour with)

@@ -36,6 +36,8 @@ struct ReceiverBehaviour {
   double drop_unreplied = 0;    // takes the message and goes without a reply
   double drop_replied = 0;      // replies 250 and resets at once: the reply may be lost
   double drop_anywhere = 0;     // per command: closes
+  unsigned messages_most = 0;   // closes without a word after so many; 0: never
+  int64_t patience_ns = 60'000'000'000;  // without a word from the relay, then it closes
   // Overrides the reply to RCPT when it returns one: "550 5.1.1 no such user".
   std::function<std::string(std::string_view recipient)> on_recipient;
 };
@@ -47,6 +49,7 @@ struct ReceivedMessage {
   bool chunked = false;
   Copy copy = Copy::unreplied;
   int64_t at_ns = 0;
+  uint64_t connection = 0;  // of this receiver, from 1
 };
 
 class Receiver final : private net::ListenerOwner {
@@ -67,6 +70,7 @@ class Receiver final : private net::ListenerOwner {
   size_t connections_most = 0;
   size_t connections_total = 0;
   size_t messages_total = 0;
+  size_t messages_on_connection_most = 0;  // transactions that came to the end of data
 
  private:
   class Session;

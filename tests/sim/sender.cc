@@ -12,6 +12,7 @@ Sender::Sender(reactor::Io& io, const reactor::Address& relay, uint64_t seed, Le
     : behaviour(with), io_(io), relay_(relay), chance_(seed), ledger_(ledger), stream_(io, *this) {
   connect_.bind<&Sender::on_connected>(this);
   retry_.bind<&Sender::on_retry>(this);
+  patience_.bind<&Sender::on_impatient>(this);
 }
 
 Sender::~Sender() = default;
@@ -51,8 +52,16 @@ void Sender::on_connected(reactor::Completion& completion) {
   reset_when_sent_ = content_under_way_ = false;
   state_ = State::greeting;
   replies_left_ = 1;
+  wait_for_reply();
   stream_.start(socket_, reactor::BufferGroup::control);
 }
+
+void Sender::wait_for_reply() {
+  patience_.cancel();
+  io_.timers().arm(patience_, io_.now() + behaviour.patience_ns);
+}
+
+void Sender::on_impatient() { go(true); }
 
 void Sender::say(std::string text) {
   out_ += text;
@@ -73,6 +82,7 @@ void Sender::on_sent() {
 }
 
 void Sender::on_data(char* data, size_t size, reactor::BufferRef) {
+  wait_for_reply();
   in_.append(data, size);
   size_t at = 0;
   while (stream_.open() && !reset_when_sent_) {
@@ -133,6 +143,7 @@ void Sender::reply(unsigned code, std::string_view text) {
         --replies_left_;
         return;
       }
+      if (code == 250 && on_accepted) on_accepted(jobs_.front().number, text);
       message_over(code == 250 ? Told::accepted : Told::refused);
       return;
     case State::quit:
@@ -229,6 +240,7 @@ void Sender::go(bool reset) {
 void Sender::on_end(int) { go(false); }
 
 void Sender::on_closed() {
+  patience_.cancel();
   if (content_under_way_) {
     ledger_.told(jobs_.front().number, Told::uncertain);
     content_under_way_ = false;

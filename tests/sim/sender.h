@@ -6,7 +6,9 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/prng.h"
@@ -20,6 +22,7 @@ struct SenderBehaviour {
   double chunked = 0.5;             // BDAT in place of DATA
   unsigned attempts_most = 50;      // connections and 4xx replies until it gives a message up
   int64_t retry_ns = 1'000'000'000;
+  int64_t patience_ns = 60'000'000'000;  // without a word from the relay, then it resets
   size_t messages_per_connection = 10;
   // Chances, per message.
   double drop_in_data = 0;     // goes in the middle of the content, and tries again
@@ -39,6 +42,9 @@ class Sender final : private net::StreamOwner {
   void start();
   // Nothing left to say, and the connection closed.
   bool idle() const { return state_ == State::idle; }
+
+  // Told of each 250 to an end of data, with its text.
+  std::function<void(uint64_t number, std::string_view reply)> on_accepted;
 
   SenderBehaviour behaviour;
   unsigned given_up = 0;
@@ -62,6 +68,8 @@ class Sender final : private net::StreamOwner {
   void on_closed() override;
   void on_connected(reactor::Completion& completion);
   void on_retry();
+  void on_impatient();
+  void wait_for_reply();
   void connect();
   void say(std::string text);
   void reply(unsigned code, std::string_view text);
@@ -77,7 +85,7 @@ class Sender final : private net::StreamOwner {
   Ledger& ledger_;
   net::Stream stream_;
   reactor::Op connect_;
-  reactor::Timer retry_;
+  reactor::Timer retry_, patience_;
   reactor::Handle socket_ = reactor::kNoHandle;
   State state_ = State::idle;
   std::deque<Job> jobs_;
