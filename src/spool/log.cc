@@ -48,6 +48,7 @@ Log::Log(reactor::Io& io, reactor::Mailbox& mailbox, LogSettings settings)
   retry_.bind<&Log::on_retry_due>(this);
   mark_.bind<&Log::on_mark_due>(this);
   reclaim_timer_.bind<&Log::consider_reclaim>(this);
+  room_timer_.bind<&Log::update_room>(this);
   mail_.on_batch = [this](const Status& status) { on_mail_batch(status); };
   kept_stream_.on_batch = [this](const Status& status) { on_kept_batch(status); };
 }
@@ -506,6 +507,10 @@ void Log::update_room() {
                    need >> 20);
     }
     accepting_.store(accept, std::memory_order_relaxed);
+  }
+  // Refused at the door, no mail leads here any more; and of a queue that waits, no outcome does.
+  if (!accept && state_ == LogState::writable && !stopping_ && !room_timer_.armed()) {
+    io_.timers().arm(room_timer_, io_.now() + kSecond);
   }
   stats_.segments = segments_.size();
   stats_.segments_free = free_.size();

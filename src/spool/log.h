@@ -307,6 +307,7 @@ class Log {
   std::vector<Kept*> kept_, kept_in_flight_;
   std::coroutine_handle<> step_waiter_;
   reactor::Timer reclaim_timer_;
+  reactor::Timer room_timer_;  // while new mail is refused for want of room: looks again
 
   // ---- published to the other shards
   alignas(64) std::atomic<bool> accepting_{true};

@@ -490,6 +490,7 @@ reactor::Task<Status> Log::close() {
   retry_.cancel();
   mark_.cancel();
   reclaim_timer_.cancel();
+  room_timer_.cancel();
   auto busy = [&] {
     reap_jobs();
     return mail_.in_flight() || kept_stream_.in_flight() || reader_.pending() > 0 || !jobs_.empty();

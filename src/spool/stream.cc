@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <numeric>
@@ -261,7 +262,23 @@ void Stream::place_payload() {
   order_.resize(pieces_.size());
   std::iota(order_.begin(), order_.end(), 0u);
   auto before = [&](uint32_t a, uint32_t b) { return pieces_[a].begin < pieces_[b].begin; };
-  if (!std::is_sorted(order_.begin(), order_.end(), before)) std::sort(order_.begin(), order_.end(), before);
+  if (!std::is_sorted(order_.begin(), order_.end(), before)) {
+    std::sort(order_.begin(), order_.end(), before);
+    // Runs then follow each other as their first pieces came: where memory happens to lie decides nothing.
+    leads_.resize(pieces_.size());
+    for (size_t i = 0; i < order_.size();) {
+      size_t first = i;
+      uint32_t lead = order_[i];
+      for (const char* end = pieces_[lead].end; i < order_.size() && (i == first || pieces_[order_[i]].begin < end); ++i) {
+        end = std::max(end, pieces_[order_[i]].end);
+        lead = std::min(lead, order_[i]);
+      }
+      for (size_t of_run = first; of_run < i; ++of_run) leads_[order_[of_run]] = lead;
+    }
+    std::sort(order_.begin(), order_.end(), [&](uint32_t a, uint32_t b) {
+      return leads_[a] != leads_[b] ? leads_[a] < leads_[b] : pieces_[a].begin < pieces_[b].begin;
+    });
+  }
 
   uint32_t offset = batch_offset_ + head_size;
   const char* run_begin = nullptr;
@@ -275,7 +292,7 @@ void Stream::place_payload() {
   };
   for (uint32_t index : order_) {
     PieceRef& piece = pieces_[index];
-    if (!run_begin || piece.begin > run_end) {
+    if (!run_begin || piece.begin > run_end || piece.begin < run_begin) {
       close_run();
       run_begin = piece.begin;
       run_end = piece.end;

@@ -126,7 +126,7 @@ class Stream {
   uint64_t first_sequence_ = 0, sequence_ = 0, last_event_sequence_ = 0, emitted_ = 0;
   int64_t wall_ms_ = 0;
   std::vector<PieceRef> pieces_;
-  std::vector<uint32_t> order_;
+  std::vector<uint32_t> order_, leads_;
   std::vector<MessageRef> messages_;
   std::vector<AlignedBytes> copies_;
   std::vector<iovec> parts_;

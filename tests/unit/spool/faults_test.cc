@@ -187,6 +187,45 @@ TEST(SpoolFaults, FullDiskRefusesMailAndStillRecordsOutcomes) {
   EXPECT_EQ(w.memory.messages.size(), 1u);
 }
 
+TEST(SpoolFaults, FreedSpaceIsNoticedWhenNothingIsWritten) {
+  reactor::SimOptions options;
+  options.disk_bytes = 4 << 20;
+  SpoolWorld w(5, small_config(), options);
+  ASSERT_EQ(w.start(), "");
+  for (uint64_t n = 1; n < 2000 && w.spools[0]->reserve(1); ++n) {
+    Message& m = w.send(id(n), 20000);
+    ASSERT_TRUE(w.run([&] { return m.answered; }));
+  }
+  ASSERT_FALSE(w.spools[0]->reserve(1));
+  w.world.run_for(5 * kSecond);
+  EXPECT_FALSE(w.spools[0]->reserve(1));
+  w.world.disk(w.host).set_capacity(uint64_t{1} << 40);
+  w.world.run_for(5 * kSecond);
+  EXPECT_TRUE(w.spools[0]->reserve(1));
+}
+
+// A process that is killed may leave a batch in the kernel's memory that the next process reads and the disk
+// does not have yet.
+TEST(SpoolFaults, WhatRecoveryFindsAfterAKillSurvivesAPowerCut) {
+  for (uint64_t seed = 1; seed <= 40; ++seed) {
+    SpoolWorld w(seed);
+    ASSERT_EQ(w.start(), "");
+    for (uint64_t n = 1; n <= 30; ++n) w.send(id(n), 500 + n * 300, 4000);
+    w.world.run_for(static_cast<int64_t>(w.world.chance().below(3'000'000)));
+    w.crash(Crash::process);
+    ASSERT_EQ(w.start(), "");
+    std::set<mail::SpoolId> found;
+    for (auto& [at, m] : w.memory.messages) found.insert(at);
+    w.append(id(100), 2000);
+    w.crash(Crash::power);
+    ASSERT_EQ(w.start(), "");
+    EXPECT_EQ(w.summary.records_damaged, 0u) << "seed " << seed;
+    for (mail::SpoolId at : found) {
+      EXPECT_TRUE(w.memory.messages.contains(at)) << at.to_string() << ", seed " << seed;
+    }
+  }
+}
+
 TEST(SpoolFaults, FlippedBitInABodyIsNamedWhenRead) {
   SpoolWorld w(1);
   ASSERT_EQ(w.start(), "");
