@@ -937,8 +937,15 @@ void Scheduler::lane_closed(Lane& lane, const LaneEnd& end) {
       break;
   }
   if (stopping_) return report_stopped();
-  pump(site, lane.source);
-  if (Site* waiting = slot_waiters_.pop_front()) on_site_timer(*waiting);
+  // Sites that wait for a slot come first, in their order; this one goes to the end of them.
+  if (slot_waiters_.empty()) return pump(site, lane.source);
+  if (!site.slot_link.linked()) slot_waiters_.push_back(site);
+  // One that has no use for the slot now (held, paced, its mail gone) leaves it to the next.
+  while (lanes_open_ < total_share()) {
+    Site* waiting = slot_waiters_.pop_front();
+    if (!waiting) return;
+    on_site_timer(*waiting);
+  }
 }
 
 void Scheduler::hold_site(Site& site, unsigned source, const LaneEnd& end, int64_t begun) {

@@ -241,6 +241,46 @@ TEST_F(SchedulerTest, ASlotFreedAtOneSiteServesAnother) {
   EXPECT_EQ(sink_.count(events::Type::delivered), 3u);
 }
 
+TEST_F(SchedulerTest, ASlotGoesPastASiteThatHasNoUseForIt) {
+  config_.total_connections = 1;
+  config_.connect_rate = {1, 3'600'000};
+  start();
+  auto close_all = [&] {
+    for (auto& lane : agent_->lanes) lane->retire();
+    run();
+  };
+  enqueue({"b@two.example"});
+  run();
+  close_all();
+  agent_->hold_attempts = true;
+  enqueue({"a@one.example"});
+  run();
+  enqueue({"b@two.example"});  // waits for the slot, and after that for its connect rate
+  enqueue({"c@three.example"});
+  run();
+  agent_->finish_all();
+  run();
+  EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
+  close_all();
+  EXPECT_EQ(sink_.count(events::Type::delivered), 3u);
+}
+
+TEST_F(SchedulerTest, ASiteWithMuchMailDoesNotKeepTheOnlySlot) {
+  config_.total_connections = 1;
+  start();
+  agent_->serve = [this](Attempt& attempt) {
+    attempt.results[0].action = Action::delivered;
+    for (auto& lane : agent_->lanes) lane->retire();  // as at a limit of messages per connection
+  };
+  for (int i = 0; i < 20; ++i) enqueue({"a@one.example"});
+  std::string last = enqueue({"b@two.example"}).to_string();
+  run(30);
+  ASSERT_EQ(agent_->attempted.size(), 21u);
+  auto at = std::find_if(agent_->attempted.begin(), agent_->attempted.end(),
+                         [&](const std::string& text) { return text.starts_with(last); });
+  EXPECT_LT(at - agent_->attempted.begin(), 5);
+}
+
 TEST_F(SchedulerTest, ConnectionsGrowFromTheInitialNumberBySuccess) {
   start();
   agent_->hold_attempts = true;
