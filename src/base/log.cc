@@ -10,6 +10,7 @@ namespace millrace::log {
 namespace {
 
 std::atomic<Level> minimum{Level::info};
+std::atomic<int64_t (*)()> clock_ms{nullptr};
 
 constexpr std::string_view name(Level level) {
   switch (level) {
@@ -24,11 +25,16 @@ constexpr std::string_view name(Level level) {
 }  // namespace
 
 void set_level(Level level) { minimum.store(level, std::memory_order_relaxed); }
+void set_clock(int64_t (*utc_ms)()) { clock_ms.store(utc_ms, std::memory_order_relaxed); }
 bool enabled(Level level) { return level >= minimum.load(std::memory_order_relaxed); }
 
 void write(Level level, std::string_view text) {
   timespec now;
   clock_gettime(CLOCK_REALTIME, &now);
+  if (int64_t (*utc_ms)() = clock_ms.load(std::memory_order_relaxed)) {
+    int64_t ms = utc_ms();
+    now = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1'000'000};
+  }
   tm utc;
   gmtime_r(&now.tv_sec, &utc);
   char stamp[32];

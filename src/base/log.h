@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <cstdint>
 #include <string_view>
 
 namespace millrace::log {
@@ -12,6 +13,8 @@ enum class Level { debug, info, warning, error };
 
 void set_level(Level level);
 bool enabled(Level level);
+// Lines carry the time that this tells, UTC in milliseconds, in place of the system's: in simulation.
+void set_clock(int64_t (*utc_ms)());
 // Escapes control characters, so that a peer's text cannot forge a line.
 void write(Level level, std::string_view text);
 

@@ -51,6 +51,7 @@ SimIo::~SimIo() {
     auto& ios = core_.hosts[host_].ios;
     die();
     ios.erase(std::find(ios.begin(), ios.end(), this));
+    if (ios.empty()) core_.hosts[host_].locks.clear();  // the process has ended
   }
   core_.ios.erase(std::find(core_.ios.begin(), core_.ios.end(), this));
   while (deferred_.pop_front()) {

@@ -337,6 +337,9 @@ TEST(Sim, LocksGoWithTheirProcess) {
   hosts.world.crash(hosts.here, Crash::process);
   hosts.io = hosts.world.make_io(hosts.here);
   EXPECT_TRUE(hosts.io->lock_file("/lock").ok());
+  hosts.io = nullptr;  // this process ends by itself
+  hosts.io = hosts.world.make_io(hosts.here);
+  EXPECT_TRUE(hosts.io->lock_file("/lock").ok());
 }
 
 TEST(Sim, DiskFaultsAreErrnos) {
