@@ -2,10 +2,11 @@
 // faults of the network, the disk, the name servers and the power, all of it drawn from one seed; and
 // checkers for the promises, apart from the scripts. docs/simulation.md tells what is checked and how.
 //
-//   relay_sim [--seeds A-B]    each seed in a process of its own; ends at the first that fails
-//   relay_sim --seed N         one seed in this process, with the relay's log and every event
+//   relay_sim [--seeds A-B] [--keep-going]   each seed in a process of its own; ends at the first that fails
+//   relay_sim --seed N                       one seed in this process, with the relay's log and every event
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -229,7 +230,7 @@ class EventJudge {
     auto [seen, fresh] = seen_.emplace(id, line);
     if (!fresh) {
       if (seen->second != line) object(fmt::format("two events of one id:\n  {}\n  {}", seen->second, line));
-      if (crashes_ == 0) object(fmt::format("an event twice without a crash: {}", line));
+      if (!replays_) object(fmt::format("an event twice without a crash: {}", line));
       return;
     }
     std::string spool_id = event.value("spool_id", ""), recipient = event.value("recipient", "");
@@ -248,7 +249,8 @@ class EventJudge {
       ++ended_[spool_id];
     }
   }
-  void crashed() { ++crashes_; }
+  // From now on the relay may tell events again. Without an events file nothing says which were told.
+  void restarted(bool events_file, bool crashed) { replays_ = replays_ || crashed || !events_file; }
   // A 250 with this id was read by the sender.
   void promised(uint64_t number, std::string id) { promised_[id] = number; }
 
@@ -284,7 +286,7 @@ class EventJudge {
   void object(std::string what) { objections.push_back(std::move(what)); }
 
   const bool verbose_;
-  unsigned crashes_ = 0;
+  bool replays_ = false;
   std::map<std::string, std::string> seen_;        // id of an event: its line
   std::map<std::string, uint64_t> promised_;       // spool id: number
   std::map<std::string, unsigned> recipients_;     // spool id: how many it was received for
@@ -298,9 +300,9 @@ class EventJudge {
 class Run {
  public:
   Run(uint64_t seed, bool verbose);
-  ~Run();
   // The first promises that were broken, in words; empty: none.
   std::vector<std::string> run();
+  uint64_t fingerprint() const { return world_.fingerprint(); }
 
  private:
   struct Copied {
@@ -322,6 +324,7 @@ class Run {
   // Runs that long, or until `done`, looking at the limits after every turn.
   bool run_until(const std::function<bool()>& done, int64_t for_ns);
   void look();
+  void tell_queues();
   bool well_ended() const;
   void judge();
   void object(std::string what) {
@@ -368,6 +371,9 @@ Run::Run(uint64_t seed, bool verbose)
       judge_(verbose) {
   if (verbose) fmt::print("seed {}: {}\n", seed, plan_.text);
   sender_io_ = world_.make_io(sender_host_);
+  static const reactor::Io* clock = nullptr;
+  clock = sender_io_.get();
+  log::set_clock([] { return clock->wall_ms(); });
   receiver_io_ = world_.make_io(receiver_host_);
   open_.resize(plan_.sites.size());
   for (unsigned i = 0; i < plan_.sites.size(); ++i) {
@@ -412,17 +418,6 @@ Run::Run(uint64_t seed, bool verbose)
   }
 }
 
-Run::~Run() {
-  // A run that has failed leaves things as they are: nothing has to end in order.
-  if (core_) world_.crash(relay_host_, Crash::process);
-  core_.reset();
-  ios_.clear();
-  world_.crash(sender_host_, Crash::process);
-  world_.crash(receiver_host_, Crash::process);
-  senders_.clear();
-  receivers_.clear();
-}
-
 bool Run::boot() {
   relay::Core::Parts parts;
   parts.config = plan_.config;
@@ -450,7 +445,9 @@ bool Run::boot() {
     object("the relay does not start: " + why);
     return false;
   }
-  if (core_->recovery().records_damaged > 0) object("recovery found damaged records");
+  if (core_->recovery().records_damaged > 0) {
+    object(fmt::format("recovery found damaged records: {}", fmt::join(core_->recovery().remarks, "; ")));
+  }
   for (unsigned i = 0; i < plan_.shards; ++i) core_->start(i);
   return true;
 }
@@ -458,10 +455,12 @@ bool Run::boot() {
 void Run::crash(Crash kind) {
   if (verbose_) fmt::print("{:.6f} crash: {}\n", static_cast<double>(world_.now()) / 1e9, kind == Crash::power ? "power" : "process");
   world_.crash(relay_host_, kind);
-  core_.reset();
+  // A killed process destroys nothing: what it was stays as it is until this one ends.
+  static std::vector<std::pair<relay::Core*, std::vector<std::unique_ptr<reactor::Io>>>> killed;
+  killed.emplace_back(core_.release(), std::move(ios_));
   ios_.clear();
   ledger_.crashed(world_.now(), plan_.unsynced_ns);
-  judge_.crashed();
+  judge_.restarted(!plan_.config->events.empty(), true);
   crashed_at_.push_back(world_.now());
 }
 
@@ -477,6 +476,7 @@ bool Run::shut_down() {
     object(fmt::format("{} handles are open after the relay has stopped", left));
   }
   ios_.clear();
+  judge_.restarted(!plan_.config->events.empty(), false);
   return true;
 }
 
@@ -580,6 +580,19 @@ void Run::look() {
   for (unsigned i = 0; i < core_->shards(); ++i) core_->shard(i).scheduler().check();
 }
 
+void Run::tell_queues() {
+  for (unsigned i = 0; i < senders_.size(); ++i) {
+    if (!senders_[i].idle()) object(fmt::format("sender {} is not done: {}", i, senders_[i].last_refusal));
+  }
+  for (unsigned i = 0; i < core_->shards(); ++i) {
+    for (const queue::QueueRow& row : core_->shard(i).scheduler().queue_rows()) {
+      object(fmt::format("shard {}: {} has {} messages, {} ready, {} in flight, {} waiting: {}", i, row.domain,
+                         row.messages, row.ready, row.in_flight, row.waiting, row.why));
+    }
+  }
+  for (std::string& one : judge_.unended()) object(std::move(one));
+}
+
 // Everything that was promised to senders has ended, where its destination lives.
 bool Run::well_ended() const {
   for (const Sender& sender : senders_) {
@@ -617,6 +630,7 @@ std::vector<std::string> Run::run() {
   calm();
   if (!failed() && !run_until([this] { return well_ended(); }, 3 * kHour) && !failed()) {
     object("mail to destinations that live does not drain while others are dead");
+    tell_queues();
   }
   revive();
   auto drained = [this] {
@@ -628,13 +642,7 @@ std::vector<std::string> Run::run() {
   };
   if (!failed() && !run_until(drained, 30 * kHour) && !failed()) {
     object("the queues do not drain");
-    for (std::string& one : judge_.unended()) object(std::move(one));
-    for (unsigned i = 0; i < core_->shards(); ++i) {
-      for (const queue::QueueRow& row : core_->shard(i).scheduler().queue_rows()) {
-        object(fmt::format("shard {}: {} has {} messages, {} ready, {} in flight, {} waiting: {}", i, row.domain,
-                           row.messages, row.ready, row.in_flight, row.waiting, row.why));
-      }
-    }
+    tell_queues();
   }
   if (!failed() && shut_down() && plan_.config->durability == config::Durability::disk && boot()) {
     run_until(never, kSecond);
@@ -700,16 +708,21 @@ void Run::judge() {
   }
 }
 
-int replay(uint64_t seed) {
-  std::vector<std::string> problems = Run(seed, true).run();
+[[noreturn]] void replay(uint64_t seed) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // in order with the log
+  Run& run = *new Run(seed, true);  // never destroyed: a run that has failed stops wherever it is
+  std::vector<std::string> problems = run.run();
   for (const std::string& problem : problems) fmt::print("seed {}: {}\n", seed, problem);
-  fmt::print("seed {}: {}\n", seed, problems.empty() ? "every promise kept" : "FAILED");
-  return problems.empty() ? 0 : 1;
+  fmt::print("seed {}: {} (fingerprint {:016x})\n", seed, problems.empty() ? "every promise kept" : "FAILED",
+             run.fingerprint());
+  std::fflush(stdout);
+  _exit(problems.empty() ? 0 : 1);
 }
 
-int all(uint64_t first, uint64_t last, const char* program) {
+int all(uint64_t first, uint64_t last, bool keep_going, bool fingerprints, const char* program) {
   auto begun = std::chrono::steady_clock::now();
   std::FILE* log = std::tmpfile();
+  std::vector<uint64_t> failed;
   for (uint64_t seed = first; seed <= last; ++seed) {
     if (ftruncate(fileno(log), 0) != 0) return 2;
     std::fflush(stdout);
@@ -718,8 +731,10 @@ int all(uint64_t first, uint64_t last, const char* program) {
       dup2(fileno(log), STDERR_FILENO);
       fcntl(STDERR_FILENO, F_SETFL, O_APPEND);
       alarm(kSeedSeconds);
-      std::vector<std::string> problems = Run(seed, false).run();
+      Run& run = *new Run(seed, false);
+      std::vector<std::string> problems = run.run();
       for (const std::string& problem : problems) fmt::print("seed {}: {}\n", seed, problem);
+      if (fingerprints) fmt::print("seed {}: fingerprint {:016x}\n", seed, run.fingerprint());
       std::fflush(stdout);
       _exit(problems.empty() ? 0 : 1);
     }
@@ -739,17 +754,22 @@ int all(uint64_t first, uint64_t last, const char* program) {
     }
     for (const std::string& one : lines) fmt::print("  {}", one);
     fmt::print("seed {} failed. To replay it:\n  {} --seed {}\n", seed, program, seed);
-    return 1;
+    failed.push_back(seed);
+    if (!keep_going) return 1;
   }
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
   uint64_t count = last - first + 1;
+  if (!failed.empty()) {
+    fmt::print("{} of {} seeds failed: {}\n", failed.size(), count, fmt::join(failed, " "));
+    return 1;
+  }
   fmt::print("{} seeds kept every promise: {:.1f} s, {:.0f} seeds a minute\n", count, seconds,
              static_cast<double>(count) * 60 / seconds);
   return 0;
 }
 
 int usage() {
-  fmt::print(stderr, "usage: relay_sim [--seeds A-B | --seed N]\n");
+  fmt::print(stderr, "usage: relay_sim [--seeds A-B] [--keep-going] [--fingerprints] | --seed N\n");
   return 2;
 }
 
@@ -758,18 +778,26 @@ int usage() {
 
 int main(int argc, char** argv) {
   using namespace millrace;
-  uint64_t first = 1, last = 250;
-  if (argc == 3 && std::strcmp(argv[1], "--seed") == 0) {
-    log::set_level(log::Level::debug);
-    return sim::replay(std::strtoull(argv[2], nullptr, 10));
-  }
-  if (argc == 3 && std::strcmp(argv[1], "--seeds") == 0) {
-    char* end = nullptr;
-    first = last = std::strtoull(argv[2], &end, 10);
-    if (*end == '-') last = std::strtoull(end + 1, nullptr, 10);
-  } else if (argc != 1) {
-    return sim::usage();
+  uint64_t first = 1, last = std::getenv("MILLRACE_TEST_LONG") ? 2000 : 250;
+  bool keep_going = false, fingerprints = false;
+  for (int i = 1; i < argc; ++i) {
+    std::string_view option = argv[i];
+    if (option == "--keep-going") {
+      keep_going = true;
+    } else if (option == "--fingerprints") {
+      fingerprints = true;
+    } else if (option == "--seed" && argc == 3) {
+      log::set_level(log::Level::debug);
+      sim::replay(std::strtoull(argv[2], nullptr, 10));
+    } else if (option == "--seeds" && i + 1 < argc) {
+      char* end = nullptr;
+      first = last = std::strtoull(argv[++i], &end, 10);
+      if (*end == '-') last = std::strtoull(end + 1, &end, 10);
+      if (*end != 0 || last < first) return sim::usage();
+    } else {
+      return sim::usage();
+    }
   }
   log::set_level(log::Level::info);
-  return sim::all(first, last, argv[0]);
+  return sim::all(first, last, keep_going, fingerprints, argv[0]);
 }
