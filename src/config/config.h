@@ -48,7 +48,7 @@ struct Config {
   // ---- process
   std::string hostname;               // --hostname, a fully qualified name
   std::string spool = "/var/spool/millrace";
-  unsigned shards = 0;                // 0: what measures best for this machine
+  unsigned shards = 0;                // 0: the number of cores
   Durability durability = Durability::disk;
   std::string user;
   uint64_t memory = 0;                // 0: half of the machine's, at most 4 GiB
