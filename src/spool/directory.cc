@@ -152,7 +152,7 @@ void Directory::make_log() {
 }
 
 reactor::Task<Result<RecoverySummary>> Directory::recover(RecoveryHandler& handler) {
-  Recovery recovery(io_, path_, uuid_, segment_size_, handler);
+  Recovery recovery(io_, path_, uuid_, segment_size_, events_kept_, handler);
   Status status = co_await recovery.run(&files_);
   if (!status.ok()) co_return fail(status.error());
   status = co_await log_->start(std::move(recovery.contents));

@@ -276,6 +276,8 @@ void Log::build() {
 
   mark_due_ = false;
   started_ns_ = io_.now();
+  // Nobody wants the events: a later run with an events file must not be told what is long past.
+  if (!settings_.events_kept) emitted_ = next_sequence_ - 1;
   emitted_written_ = emitted_;
   mail_.begin(records, next_sequence_, emitted_, io_.wall_ms());
   batch_.messages_before = active.messages.size();

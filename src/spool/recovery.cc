@@ -15,8 +15,9 @@ constexpr uint64_t kReadChunk = 1u << 20;
 }  // namespace
 
 Recovery::Recovery(reactor::Io& io, std::string directory, const Uuid& uuid, uint64_t segment_size,
-                   RecoveryHandler& handler)
-    : io_(io), directory_(std::move(directory)), uuid_(uuid), segment_size_(segment_size), handler_(handler) {}
+                   bool events_kept, RecoveryHandler& handler)
+    : io_(io), directory_(std::move(directory)), uuid_(uuid), segment_size_(segment_size),
+      events_kept_(events_kept), handler_(handler) {}
 
 void Recovery::remark(std::string text) { summary.remarks.push_back(std::move(text)); }
 
@@ -172,7 +173,7 @@ Status Recovery::classify(std::vector<Directory::File>& files) {
 }
 
 bool Recovery::wants_image(const Source& source) const {
-  return !source.file->sealed || source.file->trailer.last_event_sequence > contents.emitted;
+  return !source.file->sealed || (events_kept_ && source.file->trailer.last_event_sequence > contents.emitted);
 }
 
 // `again`: what is worth a remark was remarked the first time.
@@ -402,7 +403,7 @@ reactor::Task<Status> Recovery::run(std::vector<Directory::File>* files) {
       for (size_t i = 0; i < count; ++i) {
         if (!loaded[i].status.ok()) co_return fail(loaded[i].status.error());
         Source& source = stream[at + i];
-        if (phase != 2) gather(source, loaded[i].records, phase == 1 && wants_image(source));
+        if (phase != 2) gather(source, loaded[i].records, phase == 1 && events_kept_ && wants_image(source));
         if (phase != 0) deliver(source, loaded[i].records);
       }
       at += count;

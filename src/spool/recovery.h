@@ -21,7 +21,7 @@ namespace millrace::spool {
 class Recovery {
  public:
   Recovery(reactor::Io& io, std::string directory, const Uuid& uuid, uint64_t segment_size,
-           RecoveryHandler& handler);
+           bool events_kept, RecoveryHandler& handler);
   reactor::Task<Status> run(std::vector<Directory::File>* files);
   Contents contents;
   RecoverySummary summary;
@@ -67,6 +67,7 @@ class Recovery {
   const std::string directory_;
   const Uuid uuid_;
   const uint64_t segment_size_;
+  const bool events_kept_;  // else nobody wants the events, and sealed segments are read by their indexes alone
   RecoveryHandler& handler_;
   std::vector<Source> streams_[kStreams];  // newest first
   std::unordered_map<mail::SpoolId, NoteRef, mail::SpoolIdHash> notes_;
