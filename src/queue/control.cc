@@ -226,11 +226,16 @@ void Scheduler::sweep() {
     sweep_slot_ = (sweep_slot_ + 1) % index_.capacity();
     Item* item = index_.at(sweep_slot_);
     if (!item) continue;
-    std::vector<Item*> parts = item->fanout ? item->fanout->items : std::vector<Item*>{item};
-    for (Item* part : parts) {
-      if (part->ending || !item_expired(*part)) continue;
-      if (part->state != State::ready && part->state != State::paused && part->state != State::waiting) continue;
-      end_when_resident(*part, PendingEnd{events::Type::expired, expiry_result(), true, {}});
+    auto look_at = [&](Item& part) {
+      if (part.ending || !item_expired(part)) return;
+      if (part.state != State::ready && part.state != State::paused && part.state != State::waiting) return;
+      end_when_resident(part, PendingEnd{events::Type::expired, expiry_result(), true, {}});
+    };
+    if (item->fanout) {
+      std::vector<Item*> parts = item->fanout->items;  // which ending one changes
+      for (Item* part : parts) look_at(*part);
+    } else {
+      look_at(*item);
     }
     if (loads_ > kRemovalsAhead) break;
   }

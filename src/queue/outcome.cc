@@ -284,6 +284,7 @@ void Scheduler::finished(Attempt& attempt) {
     outcome.item_ends = expired || deferred.empty();
   }
   release_attempt(attempt);
+  item.deadline = outcome.due;
   enter(item, State::recording);
   settle(outcome);
 }
@@ -311,17 +312,15 @@ void Scheduler::encode_state_of(const Item& item, std::string& out) const {
     }
   };
   auto due_of = [&](const Item& part) {
-    return part.state == State::waiting ? wall_ms + (part.deadline - now()) / kMillisecond : wall_ms;
+    bool later = part.state == State::waiting || part.state == State::recording;
+    return later ? wall_ms + std::max<int64_t>(part.deadline - now(), 0) / kMillisecond : wall_ms;
   };
   if (item.fanout) {
     state.events = item.fanout->events;
-    for (const Item* part : item.fanout->items) {
-      int64_t due_ms = part->recording_due_ms != 0 ? part->recording_due_ms : due_of(*part);
-      add(*part, due_ms);
-    }
+    for (const Item* part : item.fanout->items) add(*part, due_of(*part));
   } else {
     state.events = item.events;
-    add(item, item.recording_due_ms != 0 ? item.recording_due_ms : due_of(item));
+    add(item, due_of(item));
   }
   encode_state(state, out);
 }
@@ -331,9 +330,6 @@ void Scheduler::record(Outcome& outcome) {
   outcome.message = item.location;
   outcome.final = outcome.item_ends && (!item.fanout || item.fanout->pending == 0);
   if (!outcome.final) {
-    if (!outcome.item_ends) {
-      item.recording_due_ms = context_.io.wall_ms() + std::max<int64_t>(outcome.due - now(), 0) / kMillisecond;
-    }
     encode_state_of(item, outcome.state);
   }
   outcome.status = success();
@@ -380,7 +376,6 @@ void Scheduler::recorded(Outcome& outcome) {
       context_.events.emit(outcome.sequence, *event);
     }
   }
-  item.recording_due_ms = 0;
   bool ends = outcome.item_ends;
   int64_t due = outcome.due;
   --outcomes_open_;
@@ -403,8 +398,7 @@ void Scheduler::recorded(Outcome& outcome) {
 // An operator's delete, bounce or retry came while the item was out.
 bool Scheduler::apply_pending_end(Item& item) {
   if (!item.ending || stopping_) return false;
-  std::unique_ptr<PendingEnd> end = std::move(item.ending);
-  end_when_resident(item, std::move(*end));
+  end_when_resident(item, take_ending(item));
   return true;
 }
 
@@ -434,20 +428,32 @@ void Scheduler::end_item(Item& item, events::Type type, const RecipientResult& w
     }
   }
   outcome.item_ends = true;
+  item.deadline = now();
   enter(item, State::recording);
   settle(outcome);
 }
 
+void Scheduler::set_ending(Item& item, PendingEnd end) {
+  item.ending = true;
+  endings_[&item] = std::move(end);
+}
+
+PendingEnd Scheduler::take_ending(Item& item) {
+  item.ending = false;
+  auto entry = endings_.extract(&item);
+  return std::move(entry.mapped());
+}
+
 void Scheduler::end_when_resident(Item& item, PendingEnd end) {
   if (item.state == State::in_flight || item.state == State::recording || item.state == State::loading) {
-    item.ending = std::make_unique<PendingEnd>(std::move(end));
+    set_ending(item, std::move(end));
     return;
   }
   if (item.message) {
     if (end.filter_matches(*item.message)) end_item(item, end.type, end.why, end.report);
     return;
   }
-  item.ending = std::make_unique<PendingEnd>(std::move(end));
+  set_ending(item, std::move(end));
   load(item);
 }
 

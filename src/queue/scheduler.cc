@@ -393,6 +393,7 @@ void Scheduler::on_due(Item& item) {
 
 // Gone from memory: every recipient of the item is final.
 void Scheduler::destroy(Item& item) {
+  if (item.ending) take_ending(item);
   leave(item);
   drop_resident(item);
   if (Fanout* fanout = item.fanout) {
@@ -726,8 +727,8 @@ void Scheduler::on_loaded(Loading& loading) {
   message->location = item.location;
   keep_resident(item, std::move(message));
   if (item.ending) {
-    std::unique_ptr<PendingEnd> end = std::move(item.ending);
-    if (end->filter_matches(*item.message)) return end_item(item, end->type, end->why, end->report);
+    PendingEnd end = take_ending(item);
+    if (end.filter_matches(*item.message)) return end_item(item, end.type, end.why, end.report);
   }
   enter(item, State::loaded);
   work_arrived(destination);

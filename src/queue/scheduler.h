@@ -21,6 +21,7 @@
 #include "queue/id_index.h"
 #include "queue/intake.h"
 #include "queue/item.h"
+#include "queue/pending_end.h"
 #include "queue/reporter.h"
 #include "queue/state.h"
 #include "reactor/io.h"
@@ -240,6 +241,8 @@ class Scheduler final : public Dispatcher, public Intake {
   void end_item(Item& item, events::Type type, const RecipientResult& why, bool report);
   // Reads the item's message if need be, or waits for its attempt to come back, then end_item().
   void end_when_resident(Item& item, PendingEnd end);
+  void set_ending(Item& item, PendingEnd end);
+  PendingEnd take_ending(Item& item);
   bool apply_pending_end(Item& item);
   void residents_again(Item& item);
   static RecipientResult expiry_result();
@@ -266,6 +269,7 @@ class Scheduler final : public Dispatcher, public Intake {
   int64_t no_expiry_until_ = INT64_MIN;
 
   IdIndex index_;
+  std::unordered_map<Item*, PendingEnd> endings_;  // of items whose `ending` is set
   std::unordered_map<std::string, std::unique_ptr<Destination>> destinations_;
   std::unordered_map<std::string, std::unique_ptr<Site>> sites_;
   std::unordered_map<std::string, std::unique_ptr<DomainRate>> domain_rates_;

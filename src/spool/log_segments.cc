@@ -217,6 +217,7 @@ void Log::retire(Stream& stream, bool to_seal) {
   std::string_view index = stream.index();
   stream.leave();
   segment.closed_ns = io_.now();
+  segment.messages.shrink_to_fit();
   if (segment.end == kBlock) {  // no batch in it is complete
     io_.close(segment.handle);
     segment.handle = reactor::kNoHandle;

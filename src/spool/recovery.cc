@@ -308,6 +308,8 @@ void Recovery::gather(Source& source, const std::vector<RecordRef>& records, boo
 
 void Recovery::deliver(Source& source, const std::vector<RecordRef>& records) {
   Segment& segment = *source.segment;
+  segment.messages.reserve(static_cast<size_t>(
+      std::count_if(records.begin(), records.end(), [](const RecordRef& record) { return record.header().kind == RecordKind::message; })));
   for (const RecordRef& record : records) {
     RecordHeader header = record.header();
     if (header.kind != RecordKind::message || record.body_damaged) continue;
