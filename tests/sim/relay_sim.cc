@@ -353,6 +353,7 @@ class Run {
   std::vector<std::string> domains_;
   std::vector<unsigned> open_;  // connections now, by site
   int64_t next_check_ = 0;
+  bool calm_ = false;  // faults have ended
   std::vector<std::string> problems_;
 };
 
@@ -507,6 +508,7 @@ void Run::on_message(size_t receiver, const ReceivedMessage& message) {
 }
 
 void Run::calm() {
+  calm_ = true;
   reactor::Faults calm;
   calm.latency_max_ns = plan_.faults.latency_max_ns;
   calm.disk_latency_max_ns = plan_.faults.disk_latency_max_ns;
@@ -615,7 +617,9 @@ std::vector<std::string> Run::run() {
   zones_.faults.failure = plan_.dns_failure;
   if (plan_.disk_fills) {
     world_.after(static_cast<int64_t>(world_.chance().below(5 * kSecond)),
-                 [this] { world_.disk(relay_host_).set_capacity(world_.chance().below(16 << 20)); });
+                 [this] {
+                   if (!calm_) world_.disk(relay_host_).set_capacity(world_.chance().below(16 << 20));
+                 });
   }
   auto never = [] { return false; };
   for (const auto& [after_ns, kind] : plan_.crashes) {

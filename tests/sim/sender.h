@@ -41,7 +41,7 @@ class Sender final : private net::StreamOwner {
   // Begins, and goes on by itself whenever there is a message.
   void start();
   // Nothing left to say, and the connection closed.
-  bool idle() const { return state_ == State::idle; }
+  bool idle() const { return state_ == State::idle && jobs_.empty(); }
 
   // Told of each 250 to an end of data, with its text.
   std::function<void(uint64_t number, std::string_view reply)> on_accepted;
