@@ -110,6 +110,9 @@ ProvidedBuffers::Block* ProvidedBuffers::take_block() {
     void* memory = mmap(nullptr, kMappingBytes, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) return nullptr;  // ENOMEM: as good as being at the limit
+    // Every byte of mail passes here four times: fewer entries of the address cache, and fewer pages for the kernel
+    // to pin under a direct write. Refused where the system has no huge pages, which costs speed only.
+    (void)madvise(memory, kMappingBytes, MADV_HUGEPAGE);
     mappings_.push_back({static_cast<char*>(memory), kMappingBytes, 0});
   }
   Mapping& mapping = mappings_.back();
