@@ -38,6 +38,9 @@ class Receiver::Session final : public net::StreamOwner {
     if (chance(receiver.behaviour.refuse_greeting)) {
       reply("421 4.3.2 too busy\r\n");
       quit_ = true;
+    } else if (chance(receiver.behaviour.reject_greeting)) {
+      reply("554 5.3.2 no service here\r\n");
+      quit_ = true;
     } else {
       reply("220 receiver.example ESMTP\r\n");
     }
@@ -177,6 +180,7 @@ class Receiver::Session final : public net::StreamOwner {
     if (answer.empty() && chance(behaviour.defer_recipient)) answer = "451 4.7.1 greylisted";
     if (answer.empty() && chance(behaviour.reject_recipient)) answer = "550 5.1.1 no such user";
     if (answer.empty()) answer = "250 2.1.5 ok";
+    if (answer.starts_with('5')) refused(path);
     if (answer.starts_with('2')) message_.recipients.push_back(std::move(path));
     reply(answer + "\r\n");
   }
@@ -213,6 +217,7 @@ class Receiver::Session final : public net::StreamOwner {
       return reply("451 4.3.0 later\r\n");
     }
     if (chance(behaviour.reject_data)) {
+      for (const std::string& recipient : message_.recipients) refused(recipient);
       forget();
       return reply("554 5.7.1 no\r\n");
     }
@@ -229,6 +234,10 @@ class Receiver::Session final : public net::StreamOwner {
     reply("250 2.0.0 taken\r\n");
     if (chance(behaviour.drop_replied)) quit_ = reset_after_send_ = true;
     if (behaviour.messages_most > 0 && messages_ >= behaviour.messages_most) quit_ = true;
+  }
+
+  void refused(const std::string& recipient) {
+    if (receiver_.on_refused) receiver_.on_refused(recipient);
   }
 
   void forget() {

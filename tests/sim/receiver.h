@@ -29,6 +29,7 @@ struct ReceiverBehaviour {
   int64_t reply_delay_max_ns = 2'000'000;
   // Chances.
   double refuse_greeting = 0;   // 421 and close
+  double reject_greeting = 0;   // 554 and close
   double defer_recipient = 0;   // 451 to RCPT
   double reject_recipient = 0;  // 550 to RCPT
   double defer_data = 0;        // 451 to the end of data
@@ -65,6 +66,8 @@ class Receiver final : private net::ListenerOwner {
   ReceiverBehaviour behaviour;
   // Called when the fate of a copy is known: after its connection has ended, for one that was replied to.
   std::function<void(const ReceivedMessage&)> on_message;
+  // Called when a recipient is refused for good: 5xx to RCPT, or to the end of data.
+  std::function<void(const std::string& recipient)> on_refused;
   // What it saw.
   size_t connections_now() const { return sessions_.size(); }
   size_t connections_most = 0;

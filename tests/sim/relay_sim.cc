@@ -16,6 +16,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <deque>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -147,6 +148,7 @@ Plan make_plan(uint64_t seed) {
     behaviour.reply_delay_max_ns = static_cast<int64_t>(pick({0, 2, 50, 2'000})) * kMillisecond;
     if (evil > 0 && chance.chance(0.7)) {
       behaviour.refuse_greeting = chance.chance(0.4) ? 0.3 * evil : 0;
+      behaviour.reject_greeting = chance.chance(0.3) ? 0.3 * evil : 0;
       behaviour.defer_recipient = chance.chance(0.5) ? 0.3 * evil : 0;
       behaviour.reject_recipient = chance.chance(0.3) ? 0.2 * evil : 0;
       behaviour.defer_data = chance.chance(0.5) ? 0.3 * evil : 0;
@@ -221,6 +223,12 @@ class EventJudge {
  public:
   explicit EventJudge(bool verbose) : verbose_(verbose) {}
 
+  // What may end other than by a delivery: a recipient that its receiver has refused for good, one of a domain
+  // that does not exist, and what is older than so many seconds.
+  void refused(const std::string& recipient) { refused_.insert(recipient); }
+  void missing(const std::string& domain) { missing_.insert(domain); }
+  void expire_after(int64_t seconds) { expire_after_s_ = seconds; }
+
   void on_event(std::string_view line, int64_t now) {
     if (verbose_) fmt::print("{:.6f} {}\n", static_cast<double>(now) / 1e9, line);
     nlohmann::json event = nlohmann::json::parse(line, nullptr, false);
@@ -247,6 +255,13 @@ class EventJudge {
         object(fmt::format("{} for {} ended as {} and as {}", spool_id, recipient, end->second.type, type));
       }
       ++ended_[spool_id];
+      if (type == "bounced" && !refused_.contains(recipient) &&
+          !missing_.contains(recipient.substr(recipient.find('@') + 1))) {
+        object(fmt::format("bounced, though nobody refused it: {}", line));
+      }
+      int64_t age_s = seconds_of(event.value("time", "")) - seconds_of(event.value("received_time", ""));
+      if (type == "expired" && age_s < expire_after_s_) object(fmt::format("expired at {} s: {}", age_s, line));
+      if (type == "suppressed" || type == "removed") object(fmt::format("nobody asked for that: {}", line));
     }
   }
   // From now on the relay may tell events again. Without an events file nothing says which were told.
@@ -286,7 +301,14 @@ class EventJudge {
   void object(std::string what) { objections.push_back(std::move(what)); }
 
   const bool verbose_;
+  static int64_t seconds_of(const std::string& time) {
+    tm utc{};
+    return strptime(time.c_str(), "%Y-%m-%dT%H:%M:%S", &utc) ? timegm(&utc) : 0;
+  }
+
   bool replays_ = false;
+  std::set<std::string> refused_, missing_;
+  int64_t expire_after_s_ = 0;
   std::map<std::string, std::string> seen_;        // id of an event: its line
   std::map<std::string, uint64_t> promised_;       // spool id: number
   std::map<std::string, unsigned> recipients_;     // spool id: how many it was received for
@@ -377,6 +399,7 @@ Run::Run(uint64_t seed, bool verbose)
   log::set_clock([] { return clock->wall_ms(); });
   receiver_io_ = world_.make_io(receiver_host_);
   open_.resize(plan_.sites.size());
+  judge_.expire_after(plan_.config->expire_after_ms / 1'000);
   for (unsigned i = 0; i < plan_.sites.size(); ++i) {
     Site& site = plan_.sites[i];
     for (unsigned d = 0; d < site.domains; ++d) {
@@ -386,6 +409,7 @@ Run::Run(uint64_t seed, bool verbose)
       for (unsigned h = 0; h < site.hosts && site.fate != Fate::missing; ++h) {
         zones_.add_mx(domain, static_cast<uint16_t>(10 * (h + 1)), fmt::format("mx{}.d{}.example", h, i));
       }
+      if (site.fate == Fate::missing) judge_.missing(domain);
       if (site.fate == Fate::no_route) zones_.fail(domain, dns::Outcome::failure);
     }
     for (unsigned h = 0; h < site.hosts; ++h) {
@@ -399,6 +423,7 @@ Run::Run(uint64_t seed, bool verbose)
         receiver.behaviour.reply_delay_min_ns = receiver.behaviour.reply_delay_max_ns = kHour;
       }
       receiver.on_message = [this, number](const ReceivedMessage& message) { on_message(number, message); };
+      receiver.on_refused = [this](const std::string& recipient) { judge_.refused(recipient); };
       if (site.fate == Fate::refused) continue;
       if (!receiver.listen(*Address::parse(address + ":25")).ok()) object("a receiver cannot listen");
     }
