@@ -207,7 +207,7 @@ std::string reply_text(const ReportedRecipient& recipient) {
   return text + clean(recipient.reply, false);
 }
 
-std::string words(const ReportSource& source, bool utf8) {
+std::string words(const ReportSource& source) {
   std::string out;
   add_paragraph(out, fmt::format("This is the mail system at {}.", clean(source.hostname, false)));
   struct Section {
@@ -381,7 +381,7 @@ Report build_report(const ReportSource& source) {
   Report report;
   bool utf8 = !is_ascii(original.reverse_path);
 
-  std::string human = words(source, utf8);
+  std::string human = words(source);
   bool full = original.ret == mail::Ret::full;
   Returned returned;
   if (source.content) returned = returned_part(*source.content, full);
