@@ -97,6 +97,7 @@ int run(const config::Invocation& invocation, const std::vector<std::string>& ar
     sigwait(&signals, &number);
     if (number == SIGUSR2) break;  // the stopper has finished
     if (number == SIGHUP) {
+      if (stopper.joinable()) continue;  // there is nothing left to configure
       Problem wrong = relay.reload();
       if (wrong) {
         log::error("reload: {}; the old configuration stays", wrong.text);

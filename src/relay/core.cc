@@ -66,7 +66,10 @@ reactor::Task<Status> Core::open_spool() {
       if (spool::Spool* spool = shards_[0]->spool()) spool->events_emitted(sequence);
     };
     Status status = event_log_->open();
-    if (!status.ok()) co_return status;
+    if (!status.ok()) {
+      event_log_.reset();
+      co_return status;
+    }
   }
   if (event_log_) {
     for (auto& shard : shards_) {
@@ -79,6 +82,7 @@ reactor::Task<Status> Core::open_spool() {
   if (!recovered.ok()) co_return fail(recovered.error());
   recovery_ = std::move(*recovered);
   for (auto& shard : shards_) shard->attach(directory_->shard(shard->io(), shard->mailbox()));
+  attached_ = true;
   co_return success();
 }
 
@@ -87,12 +91,17 @@ Status Core::open_rest() {
   for (auto& shard : shards_) peers.push_back({&shard->scheduler(), &shard->mailbox()});
   for (auto& shard : shards_) shard->scheduler().set_peers(peers);
   control_->apply_recovered();
+  std::vector<config::Listen> listen = config_->listen;
   for (auto& shard : shards_) {
-    Status status = shard->listen();
+    Status status = shard->listen(listen);
     if (!status.ok()) return status;
+    // Where port 0 was asked for, all shards listen on the port that the first was given.
+    for (size_t n = 0; n < listen.size(); ++n) listen[n].address = shard->listener().address(n);
   }
   admin_ = std::make_unique<admin::Server>(shards_[0]->io(), *control_, config_->hostname);
-  return admin_->open(config_->admin_socket);
+  Status status = admin_->open(config_->admin_socket);
+  if (!status.ok()) admin_.reset();
+  return status;
 }
 
 void Core::start(unsigned shard) { shards_[shard]->start(); }
@@ -110,33 +119,48 @@ void Core::on_every_shard(std::function<void(Shard&, std::function<void()>)> eac
   }
 }
 
-void Core::stop(std::function<void()> done) {
-  stopping_ = true;
+void Core::drain(std::function<void()> done) {
+  drain_ = Drain::under_way;
   reactor::Io& io = shards_[0]->io();
   io.timers().arm(drain_timer_, io.now() + config_->drain_timeout_ms * 1'000'000);
-  auto close_shards = [this, done = std::move(done)] {
-    admin_->close([this, done] {
-      on_every_shard([](Shard& shard, std::function<void()> closed) { shard.close(std::move(closed)); }, done);
-    });
-  };
-  auto close_spool = [this, close_shards] {
-    reactor::spawn(directory_->close(), [close_shards](Status status) {
-      if (!status.ok()) log::error("closing the spool: {}", status.error().text);
-      close_shards();
-    });
-  };
   on_every_shard([](Shard& shard, std::function<void()> drained) { shard.drain(std::move(drained)); },
-                 [this, close_spool] {
+                 [this, done = std::move(done)] {
+                   drain_ = Drain::done;
                    drain_timer_.cancel();
-                   if (event_log_) {
-                     event_log_->close(close_spool);
-                   } else {
-                     close_spool();
-                   }
+                   done();
                  });
+  if (cut_short_) cut_short();
+}
+
+void Core::stop(std::function<void()> done) {
+  auto close_shards = [this, done = std::move(done)] {
+    on_every_shard([](Shard& shard, std::function<void()> closed) { shard.close(std::move(closed)); }, done);
+  };
+  auto close_admin = [this, close_shards] {
+    if (!admin_) return close_shards();
+    admin_->close(close_shards);
+  };
+  auto close_spool = [this, close_admin] {
+    if (!directory_) return close_admin();
+    reactor::spawn(directory_->close(), [close_admin](Status status) {
+      if (!status.ok()) log::error("closing the spool: {}", status.error().text);
+      close_admin();
+    });
+  };
+  auto close_events = [this, close_spool] {
+    if (!event_log_) return close_spool();
+    event_log_->close(close_spool);
+  };
+  if (!attached_) return close_events();
+  drain(close_events);
 }
 
 void Core::stop_now() {
+  cut_short_ = true;
+  if (drain_ == Drain::under_way) cut_short();
+}
+
+void Core::cut_short() {
   drain_timer_.cancel();
   for (auto& shard : shards_) {
     Call::post(shard->mailbox(), [at = shard.get()] { at->cut_short(); });

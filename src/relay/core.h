@@ -2,8 +2,8 @@
 // simulated ones in tests. Owns the spool directory, the events file and the operator's control, which
 // live on shard 0.
 //
-// Order of life: open() on shard 0, before any other shard turns; then start() on each shard; then
-// drain() and close() on each; then the Core is destroyed.
+// Order of life: open() on shard 0, before any other shard turns; then start() on each shard, unless it
+// failed; then stop(), in either case, with every shard turning; then the Core is destroyed.
 #pragma once
 
 #include <functional>
@@ -36,10 +36,10 @@ class Core {
   void open(std::function<void(Status)> done);
   // On the shard's own thread, after open() is done.
   void start(unsigned shard);
-  // On shard 0: drains every shard, closes files; `done` when the threads may stop turning. Every shard
-  // must keep turning meanwhile.
+  // On shard 0: drains every shard, closes what open() came to open; `done` when the threads may stop
+  // turning. Every shard must keep turning meanwhile.
   void stop(std::function<void()> done);
-  // On shard 0, while stop() waits.
+  // On shard 0, at any time: the drain of stop(), under way or to come, ends at once.
   void stop_now();
   // On shard 0.
   void adopt(config::Snapshot config);
@@ -54,6 +54,8 @@ class Core {
   class Recovery;
   reactor::Task<Status> open_spool();
   Status open_rest();
+  void drain(std::function<void()> done);
+  void cut_short();
   // Calls `each` on every shard's thread, then `done` on shard 0.
   void on_every_shard(std::function<void(Shard&, std::function<void()>)> each, std::function<void()> done);
 
@@ -67,7 +69,9 @@ class Core {
   std::unique_ptr<admin::Server> admin_;
   spool::RecoverySummary recovery_;
   reactor::Timer drain_timer_;
-  bool stopping_ = false;
+  bool attached_ = false;  // the shards have their spools
+  enum class Drain : uint8_t { no, under_way, done } drain_ = Drain::no;
+  bool cut_short_ = false;
 };
 
 }  // namespace millrace::relay

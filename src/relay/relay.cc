@@ -78,6 +78,7 @@ struct Relay::State {
   std::vector<std::unique_ptr<reactor::Io>> ios;
   std::unique_ptr<relay::Core> core;
   std::vector<std::thread> threads;
+  std::mutex ending;  // stop_now() comes at any time, also while `core` goes
   std::atomic<bool> turning{false};
   std::atomic<unsigned> next_shard{0};
 
@@ -100,6 +101,9 @@ struct Relay::State {
     for (auto& io : ios) io->wake();
     for (std::thread& thread : threads) thread.join();
     threads.clear();
+    std::lock_guard lock(ending);
+    // What stop_now() still sent: nobody turns any more, so it is taken here.
+    core->shard(0).mailbox().drain();
     core.reset();
     ios.clear();
   }
@@ -134,7 +138,10 @@ Problem Relay::start() {
   options.control_bytes = share / 16;
   for (unsigned shard = 0; shard < config.shards; ++shard) {
     Result<std::unique_ptr<reactor::Io>> io = reactor::make_uring(options);
-    if (!io.ok()) return {io.error().text};
+    if (!io.ok()) {
+      state.ios.clear();
+      return {io.error().text};
+    }
     state.ios.push_back(std::move(*io));
   }
   relay::Core::Parts parts;
@@ -145,6 +152,7 @@ Problem Relay::start() {
   for (auto& io : state.ios) {
     Result<std::unique_ptr<dns::Transport>> transport = dns::make_ares_transport(*io, dns);
     if (!transport.ok()) {
+      parts.transports.clear();  // they stand on the Ios
       state.ios.clear();
       return {transport.error().text};
     }
@@ -154,26 +162,21 @@ Problem Relay::start() {
   state.turning = true;
   Handover<Problem> opened;
   state.threads.emplace_back([&state, &opened] {
-    bool start = false;
     state.core->open([&](Status status) {
-      start = status.ok();
-      if (start) state.core->start(0);
+      if (status.ok()) state.core->start(0);
       opened.put(status.ok() ? Problem{} : Problem{status.error().text});
     });
     state.turn(0);
   });
   Problem problem = opened.take();
-  if (problem) {
-    state.take_down();
-    return problem;
-  }
   for (unsigned shard = 1; shard < config.shards; ++shard) {
-    state.threads.emplace_back([&state, shard] {
-      state.core->start(shard);
+    state.threads.emplace_back([&state, shard, start = !problem] {
+      if (start) state.core->start(shard);
       state.turn(shard);
     });
   }
-  return {};
+  if (problem) stop();  // what was opened until then
+  return problem;
 }
 
 std::string Relay::listen_address(unsigned n) const {
@@ -241,8 +244,10 @@ void Relay::stop() {
 }
 
 void Relay::stop_now() {
-  relay::Core& core = *state_->core;
-  relay::Call::post(core.shard(0).mailbox(), [&core] { core.stop_now(); });
+  std::lock_guard lock(state_->ending);
+  relay::Core* core = state_->core.get();
+  if (!core) return;  // stopped already
+  relay::Call::post(core->shard(0).mailbox(), [core] { core->stop_now(); });
 }
 
 }  // namespace millrace

@@ -52,7 +52,7 @@ void Shard::attach(std::unique_ptr<spool::Spool> spool) {
   };
 }
 
-Status Shard::listen() { return listener_->open(config_->listen, shards_ > 1); }
+Status Shard::listen(const std::vector<config::Listen>& where) { return listener_->open(where, shards_ > 1); }
 
 void Shard::start() { scheduler_->start(*spool_, *reports_); }
 

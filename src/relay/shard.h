@@ -60,7 +60,7 @@ class Shard {
   void set_events_file(std::unique_ptr<events::ShardEvents> file);
   // After recovery: builds what stands on the spool. Before any turn of the shard's own.
   void attach(std::unique_ptr<spool::Spool> spool);
-  Status listen();
+  Status listen(const std::vector<config::Listen>& where);
   // Mail may go. On the shard's own thread.
   void start();
   // `done` once nothing is under way: no transaction, no attempt, no outcome unrecorded.
