@@ -4,8 +4,10 @@
 Stages, in this order:
   layers   includes point one way (tests/layers.py)
   unit     release build in build/; unit, simulation and crash tests
-  asan     the same tests under AddressSanitizer and UndefinedBehaviorSanitizer, in build-asan/
-  tsan     the tests of what crosses cores (mailboxes) under ThreadSanitizer, in build-tsan/
+  asan     the same tests under AddressSanitizer and UndefinedBehaviorSanitizer, in build-asan/, and system
+           tests with such a relay
+  tsan     the tests of what crosses cores under ThreadSanitizer, in build-tsan/, and a system test with
+           such a relay of two shards
   fuzz     a short run of every fuzzer, in build-fuzz/ (clang)
   system   tests/system/*.py: whole programs; each says itself why it is skipped (exit code 77)
 
@@ -85,23 +87,42 @@ def differs(made, options):
     return False
 
 
-def build(tally, folder, options, targets=(), env=None):
+RELEASE = ['--buildtype=release', '-Dtests=true', '-Dbenches=true']
+
+
+def sanitized(sanitizer):
+    """Options of a sanitizer's build: level 1 and line numbers only, since full debug information
+    doubles its time."""
+    return ['-Doptimization=1', f'-Db_sanitize={sanitizer}', '-Db_lundef=false', '-Dbenches=false',
+            '-Ddebug=false', '-Dcpp_args=-g1 -fno-omit-frame-pointer']
+
+
+def configure(tally, folder, options, env=None):
     made = ROOT / folder / 'meson-info/intro-buildoptions.json'
     if not made.exists():
         code, output = run(['meson', 'setup', folder, *options], 300, env)
     elif differs(json.loads(made.read_text()), options):
         # It was made with other options (tools/quickstart leaves the tests out).
         code, output = run(['meson', 'configure', folder, *options], 300, env)
+        if code == 0:
+            code, output = run(['ninja', '-C', folder, 'build.ninja'], 300)
     else:
-        code = 0
+        # The list of tests is that of the last regeneration.
+        code, output = run(['ninja', '-C', folder, 'build.ninja'], 300)
     if code != 0:
         tally.fail(f'{folder}: meson', output)
-        return False
+    return code == 0
+
+
+def compile_targets(tally, folder, targets=()):
     code, output = run(['ninja', '-C', folder, *targets], 1800)
     if code != 0:
         tally.fail(f'{folder}: build', output)
-        return False
-    return True
+    return code == 0
+
+
+def build(tally, folder, options, targets=(), env=None):
+    return configure(tally, folder, options, env) and compile_targets(tally, folder, targets)
 
 
 def count_gtest(tally, label, name, report, code, output):
@@ -148,7 +169,7 @@ def meson_tests(folder):
     return json.loads(listing)
 
 
-def run_meson_tests(tally, label, folder, options, slower=1):
+def run_meson_tests(tally, label, folder, options, slower=1, arguments=None):
     for test in meson_tests(folder):
         # Google Benchmark programs are built, so that they keep building, and not run.
         if any(suite.endswith('bench') for suite in test['suite']):
@@ -157,7 +178,8 @@ def run_meson_tests(tally, label, folder, options, slower=1):
         if options.long:
             env['MILLRACE_TEST_LONG'] = '1'
         timeout = (test.get('timeout') or 30) * slower * (20 if options.long else 4)
-        run_program(tally, label, test['name'], test['cmd'], timeout, env)
+        run_program(tally, label, test['name'], test['cmd'] + (arguments or {}).get(test['name'], []),
+                    timeout, env)
 
 
 def stage_layers(tally, options):
@@ -169,29 +191,48 @@ def stage_layers(tally, options):
 
 
 def stage_unit(tally, options):
-    if build(tally, 'build', ['--buildtype=release', '-Dtests=true', '-Dbenches=true']):
+    if build(tally, 'build', RELEASE):
         run_meson_tests(tally, 'unit', 'build', options)
 
 
+def run_system_test(tally, label, folder, script, *arguments):
+    """One of tests/system with the relay of this build folder, and the tools of build/."""
+    if build(tally, 'build', RELEASE, ['millrace-load', 'millrace-sink']):
+        run_program(tally, label, script, [sys.executable, f'tests/system/{script}.py', *arguments], 600,
+                    {'MILLRACE_RELAY': str(ROOT / folder / 'millrace'), 'MILLRACE_TEST_SLOWER': '5'})
+
+
 def stage_asan(tally, options):
-    # Level 1 and line numbers only: full debug information doubles the time of this build.
-    if build(tally, 'build-asan', ['-Doptimization=1', '-Db_sanitize=address,undefined',
-                                   '-Db_lundef=false', '-Dbenches=false', '-Ddebug=false',
-                                   '-Dcpp_args=-g1 -fno-omit-frame-pointer']):
-        run_meson_tests(tally, 'asan', 'build-asan', options, slower=3)
+    folder = 'build-asan'
+    if not configure(tally, folder, sanitized('address,undefined')):
+        return
+    programs = [os.path.relpath(test['cmd'][0], ROOT / folder) for test in meson_tests(folder)]
+    if compile_targets(tally, folder, ['millrace', *programs]):
+        # Each seed takes ten times as long here.
+        fewer = {} if options.long else {'relay_sim': ['--seeds', '1-25']}
+        run_meson_tests(tally, 'asan', folder, options, slower=3, arguments=fewer)
+        for script in ('relay_delivers', 'relay_retries', 'relay_survives_kill'):
+            run_system_test(tally, 'asan', folder, script)
 
 
 def stage_tsan(tally, options):
-    target = 'tests/unit/reactor/test_reactor_parts'
-    if build(tally, 'build-tsan', ['--buildtype=debugoptimized', '-Db_sanitize=thread',
-                                   '-Db_lundef=false', '-Dbenches=false'], [target]):
-        # ThreadSanitizer cannot follow what the kernel does through a ring; it is the mailboxes,
-        # the only memory two cores touch, that it is wanted for.
+    # What the kernel does through a ring is not seen by ThreadSanitizer, and need not be: a ring and
+    # its buffers belong to one thread.
+    folder = 'build-tsan'
+    cases = {'reactor_parts': '*Mailbox*', 'spool_uring': '*', 'relay': '*'}
+    if not configure(tally, folder, sanitized('thread')):
+        return
+    programs = {test['name']: test['cmd'][0] for test in meson_tests(folder) if test['name'] in cases}
+    targets = [os.path.relpath(program, ROOT / folder) for program in programs.values()]
+    if not compile_targets(tally, folder, ['millrace', *targets]):
+        return
+    for name, chosen in cases.items():
         before = tally.passed
-        run_program(tally, 'tsan', 'mailbox',
-                    [f'build-tsan/{target}', '--gtest_filter=*Mailbox*'], 600)
+        if name in programs:
+            run_program(tally, 'tsan', name, [programs[name], f'--gtest_filter={chosen}'], 600)
         if tally.passed == before:
-            tally.fail('tsan/mailbox: no test of this name')
+            tally.fail(f'tsan/{name}: no test passed')
+    run_system_test(tally, 'tsan', folder, 'relay_delivers', 'two-shards')
 
 
 def stage_fuzz(tally, options):
@@ -215,7 +256,7 @@ def stage_fuzz(tally, options):
 
 
 def stage_system(tally, options):
-    if not build(tally, 'build', ['--buildtype=release', '-Dtests=true', '-Dbenches=true']):
+    if not build(tally, 'build', RELEASE):
         return
     for script in sorted((ROOT / 'tests/system').glob('[a-z]*.py')):
         if re.search(r"^if __name__ == '__main__':", script.read_text(), re.MULTILINE):

@@ -17,7 +17,11 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BUILD = pathlib.Path(os.environ.get('MILLRACE_BUILD', ROOT / 'build'))
+# The relay under test: one built with a sanitizer, say, beside tools from BUILD.
+RELAY = pathlib.Path(os.environ.get('MILLRACE_RELAY', BUILD / 'millrace'))
 LONG = bool(os.environ.get('MILLRACE_TEST_LONG'))
+# A slow relay gets one message for so many of a fast one's.
+SLOWER = int(os.environ.get('MILLRACE_TEST_SLOWER', 1))
 SCRATCH = pathlib.Path(tempfile.mkdtemp(prefix='millrace-system-', dir='/var/tmp'))
 
 sys.path.insert(0, str(ROOT))
@@ -38,7 +42,8 @@ def skip(reason):
 def need(*names):
     """Skips the test unless these programs are there."""
     for name in names:
-        if not (BUILD / name).exists() and not find(name):
+        built = RELAY if name == 'millrace' else BUILD / name
+        if not built.exists() and not find(name):
             skip(f'{name} is not there')
 
 
@@ -113,7 +118,7 @@ class Relay:
     def start(self, *more):
         self.spool.mkdir(exist_ok=True)
         self.process = spawn(
-            [BUILD / 'millrace', '--listen', f'127.0.0.1:{self.port}', '--spool', self.spool,
+            [RELAY, '--listen', f'127.0.0.1:{self.port}', '--spool', self.spool,
              '--hostname', 'relay.test.invalid', '--events', self.events_file, *self.options, *more],
             self.name)
         try:
@@ -202,7 +207,7 @@ def run(test):
     except AssertionError as problem:
         print(f'FAILED: {problem}')
         for log in sorted(SCRATCH.glob('*.log')):
-            print(f'--- {log.name}\n' + '\n'.join(log.read_text(errors='replace').splitlines()[-25:]))
+            print(f'--- {log.name}\n' + '\n'.join(log.read_text(errors='replace').splitlines()[-100:]))
         sys.exit(1)
     finally:
         for process in _running:

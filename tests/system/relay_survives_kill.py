@@ -3,10 +3,10 @@
 or an outcome younger than its record's sync explains; SIGTERM repeats nothing."""
 import time
 
-from harness import (LONG, SCRATCH, Relay, check, equal, eventually, finish_load, isolate, need, run, sink,
+from harness import (LONG, SCRATCH, SLOWER, Relay, check, equal, eventually, finish_load, isolate, need, run, sink,
                      start_load)
 
-MESSAGES = 20_000
+MESSAGES = 20_000 // SLOWER
 
 
 def crash(number, end, delay, receiver_options=()):

@@ -319,7 +319,8 @@ TEST(Report, PeersCannotInjectLines) {
   f.recipients[0].reply = evil;
   f.recipients[0].mx = evil;
   f.recipients[0].address = evil;
-  f.recipients[0].orcpt = "rfc822;" + evil;
+  const std::string evil_orcpt = "rfc822;" + evil;
+  f.recipients[0].orcpt = evil_orcpt;
   f.envelope.envid = evil;
   f.envelope.reverse_path = "a\r\nBcc: b@example.com";
   Report report = f.build();

@@ -164,7 +164,8 @@ TEST(Listener, WhoSpeaksRightBehindTheProxyHeaderIsAnEarlyTalker) {
 // ---- the limits themselves
 
 TEST(ConnectionLimits, AClientIsAnIpv4AddressOrAnIpv6Subnet) {
-  ConnectionLimits limits;
+  auto heap = std::make_unique<ConnectionLimits>();  // see Rig::limits
+  ConnectionLimits& limits = *heap;
   using Verdict = ConnectionLimits::Verdict;
   auto at = [](std::string_view text) { return *reactor::Address::parse_host(text, 1); };
   EXPECT_EQ(limits.enter(at("192.0.2.1"), 10, 1), Verdict::granted);

@@ -16,6 +16,8 @@ namespace millrace::reactor {
 namespace {
 
 constexpr int64_t kForever = INT64_MAX;
+// Mailboxes are on the heap: what is aligned to cache lines is misaligned on the stack that GCC 12 gives to
+// AddressSanitizer's search for uses after return (GCC bug 110027).
 
 UringOptions small(const char* features) {
   UringOptions options;
@@ -34,18 +36,18 @@ struct Reader {
 
 TEST_P(MailboxTest, LettersArriveInTheOrderOfOneSender) {
   auto io = make_uring(small(GetParam())).value();
-  Mailbox box(*io);
-  io->on_wake = [&] { box.drain(); };
+  auto box = std::make_unique<Mailbox>(*io);
+  io->on_wake = [&] { box->drain(); };
   Reader reader;
   std::vector<Letter> letters(10);
   for (Letter& letter : letters) {
     letter.address<&Reader::on_letter>(&reader);
-    box.push(letter);
+    box->push(letter);
   }
   io->turn(kForever);
   ASSERT_EQ(reader.got.size(), letters.size());
   for (size_t i = 0; i < letters.size(); ++i) EXPECT_EQ(reader.got[i], &letters[i]);
-  box.push(letters[3]);
+  box->push(letters[3]);
   io->turn(kForever);
   EXPECT_EQ(reader.got.back(), &letters[3]);
 }
@@ -60,14 +62,14 @@ struct Echo {
 
 TEST_P(MailboxTest, LetterPushedFromItsDeliveryWaitsForTheNextTurn) {
   auto io = make_uring(small(GetParam())).value();
-  Mailbox box(*io);
-  io->on_wake = [&] { box.drain(); };
+  auto box = std::make_unique<Mailbox>(*io);
+  io->on_wake = [&] { box->drain(); };
   Echo echo;
-  echo.box = &box;
+  echo.box = box.get();
   std::vector<Letter> letters(2);
   for (Letter& letter : letters) {
     letter.address<&Echo::on_letter>(&echo);
-    box.push(letter);
+    box->push(letter);
   }
   io->turn(kForever);
   EXPECT_LE(echo.count, 3);
