@@ -178,8 +178,7 @@ class ShardEvents final : public Sink {
   ~ShardEvents();
 
   void emit(uint64_t sequence, const Event& event) override;
-  // Too much is unwritten: start nothing that makes more events.
-  bool behind() const { return bytes_waiting_ > log_.options().most_waiting; }
+  bool behind() const override { return bytes_waiting_ > log_.options().most_waiting; }
   uint64_t bytes_waiting() const { return bytes_waiting_; }
 
  private:

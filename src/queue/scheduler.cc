@@ -740,7 +740,10 @@ void Scheduler::load_again(Item& item) {
   load(item);
 }
 
+// No new attempt starts while the disk has not taken what the last ones said (promise 2), or the events file is
+// far behind.
 bool Scheduler::outcomes_behind() const {
+  if (context_.events.behind()) return true;
   int64_t oldest = spool_->stats().oldest_unsynced_ns;
   return oldest != 0 && now() - oldest > kOutcomesBehind;
 }

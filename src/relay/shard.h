@@ -31,6 +31,7 @@ class EventTee final : public events::Sink {
   EventTee(std::string node, const std::vector<EventObserver>& observers) : node_(std::move(node)), observers_(observers) {}
   void set_file(events::ShardEvents* file) { file_ = file; }
   bool wanted() const override { return file_ || !observers_.empty(); }
+  bool behind() const override { return file_ && file_->behind(); }
   void emit(uint64_t sequence, const events::Event& event) override;
 
  private:

@@ -9,14 +9,14 @@ from harness import (LONG, SCRATCH, SLOWER, Relay, check, equal, eventually, fin
 MESSAGES = 20_000 // SLOWER
 
 
-def crash(number, end, delay, receiver_options=()):
+def crash(number, end, delay, times=3, receiver_options=()):
     ledger = SCRATCH / f'ledger-{number}'
     receiver = sink('--ledger', ledger, *receiver_options)
     relay = Relay('--smarthost', '127.0.0.1:2600', '--retry', '1s', '--retry-uncertain', '1s', '--hold', '1s',
                   name=f'relay-{number}').start()
     loader = start_load('--messages', MESSAGES, '--connections', 20, '--ledger', ledger, '--retry-refused',
                         '--give-up', '60s', '--size', 'uniform:100-30000')
-    for _ in range(3):
+    for _ in range(times):
         time.sleep(delay)
         end(relay)
         relay.start()
@@ -34,11 +34,16 @@ def crash(number, end, delay, receiver_options=()):
 
 
 def test():
-    for number in range(5 if LONG else 1):
-        verdict = crash(f'kill-{number}', Relay.kill, 0.3 + 0.1 * number)
-        # 100 ms of outcomes may be lost with each of three kills; at most a few thousand messages a second
-        # here, so far less than a tenth of all.
+    # Three kills, or twenty times five, at moments from right after the start to the end of the load.
+    times = 5 if LONG else 3
+    for number in range(20 if LONG else 1):
+        delay = 0.3 if not LONG else 0.05 + 0.04 * number
+        verdict = crash(f'kill-{number}', Relay.kill, delay, times)
+        print(f'kill-{number}: {times} kills {delay:.2f} s apart: {verdict}', flush=True)
+        # 100 ms of outcomes may be lost with each kill; at most a few thousand messages a second here, so far
+        # less than a tenth of all.
         check(verdict['duplicates'] < MESSAGES / 10, f'duplicates: {verdict}')
+    for number in range(5 if LONG else 1):
         verdict = crash(f'term-{number}', Relay.stop, 0.3 + 0.1 * number)
         equal(verdict['duplicates'] + verdict['explained_duplicates'], 0, f'after SIGTERM: {verdict}')
 

@@ -208,6 +208,8 @@ class FakeAgent final : public Agent {
 
 class FakeSink final : public events::Sink {
  public:
+  bool behind() const override { return late; }
+  bool late = false;
   void emit(uint64_t sequence, const events::Event& event) override {
     // An event owns nothing.
     bytes_.emplace_back();

@@ -123,6 +123,18 @@ TEST_F(SchedulerTest, NoNewAttemptWhileOutcomesAreUnsyncedForLong) {
   EXPECT_EQ(sink_.count(events::Type::delivered), 3u);
 }
 
+TEST_F(SchedulerTest, NoNewAttemptWhileTheEventsFileIsBehind) {
+  start();
+  sink_.late = true;
+  enqueue({"a@example.com"});
+  run();
+  EXPECT_EQ(scheduler_->stats().attempts, 0u);
+  sink_.late = false;
+  run();
+  EXPECT_EQ(scheduler_->stats().attempts, 1u);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
+}
+
 TEST_F(SchedulerTest, ADeferredMessageWaitsForItsSchedule) {
   start();
   all_results(Action::defer, 451, "4.3.0", events::Scope::message);
