@@ -303,6 +303,7 @@ class Log {
 
   uint32_t reclaiming_ = 0;  // generation under compaction; 0: none
   int64_t reclaim_checked_ns_ = 0;
+  int64_t reclaim_rests_until_ns_ = 0;  // there was no room for what compaction keeps
   Reader reader_;
   std::vector<Kept*> kept_, kept_in_flight_;
   std::coroutine_handle<> step_waiter_;

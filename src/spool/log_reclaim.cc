@@ -57,6 +57,10 @@ void Log::consider_reclaim() {
   if (reclaiming_ != 0 || stopping_ || state_ != LogState::writable) return;
   reclaim_checked_ns_ = io_.now();
   if (releases_frozen_) return thaw();
+  if (io_.now() < reclaim_rests_until_ns_) {
+    if (!reclaim_timer_.armed()) io_.timers().arm(reclaim_timer_, reclaim_rests_until_ns_);
+    return;
+  }
   bool short_of_room = !accepting() || (free_.size() < reserve_segments() && !preparing_);
   Segment* chosen = nullptr;
   bool later = false;
@@ -234,12 +238,13 @@ reactor::Task<bool> Log::reclaim(uint32_t generation) {
     bool written = std::any_of(step.begin(), step.end(), [](const auto& item) { return item->written; });
     step.clear();
     step_bytes = 0;
-    if (!written && state_ != LogState::writable) break;
+    if (!written && (state_ != LogState::writable || io_.now() < reclaim_rests_until_ns_)) break;
     if (accepting() && !stopping_) co_await reactor::sleep(io_, (io_.now() - started) * kRest);
   }
 
   // ---- messages; a note that arrives meanwhile sends its message to the next pass
   for (int pass = 0; pass < kPasses && at->live > 0 && !stopping_ && !at->stuck; ++pass) {
+    if (io_.now() < reclaim_rests_until_ns_) break;
     for (size_t i = 0; i < at->messages.size() && !stopping_ && !at->stuck;) {
       int64_t started = io_.now();
       ReadGroup group;
@@ -303,7 +308,7 @@ reactor::Task<bool> Log::reclaim(uint32_t generation) {
       co_await StepWait{*this};
       step.clear();
       step_bytes = 0;
-      if (state_ != LogState::writable) break;
+      if (state_ != LogState::writable || io_.now() < reclaim_rests_until_ns_) break;
       if (accepting() && !stopping_) co_await reactor::sleep(io_, (io_.now() - started) * kRest);
     }
   }
@@ -325,7 +330,10 @@ void Log::commit_kept() {
   std::vector<Kept*> chosen;
   Footprint total;
   for (;;) {
-    if (!kept_stream_.active() && !activate(kept_stream_, false).ok()) return drop_all();
+    if (!kept_stream_.active() && !activate(kept_stream_, false).ok()) {
+      reclaim_rests_until_ns_ = io_.now() + kSecond;
+      return drop_all();
+    }
     bool full = false;
     size_t taken = 0;
     for (; taken < kept_.size(); ++taken) {
