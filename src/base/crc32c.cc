@@ -101,16 +101,10 @@ constexpr auto kTable = make_table();
 
 }  // namespace
 
-uint32_t crc32c(uint32_t crc, const void* data, size_t size) {
+uint32_t detail::crc32c_unfolded(uint32_t crc, const void* data, size_t size) {
   const uint8_t* at = static_cast<const uint8_t*>(data);
   crc = ~crc;
 #if defined(__SSE4_2__)
-  if (kFolds && size >= 2 * kFold) {
-    size_t blocks = size / kFold;
-    crc = crc_of_folds(crc, at, blocks);
-    at += blocks * kFold;
-    size -= blocks * kFold;
-  }
   while (size >= 3 * kStride) {
     uint64_t a = crc, b = 0, c = 0;
     for (size_t i = 0; i < kStride; i += 8) {
@@ -128,6 +122,19 @@ uint32_t crc32c(uint32_t crc, const void* data, size_t size) {
   for (; size > 0; ++at, --size) crc = kTable[(crc ^ *at) & 0xff] ^ (crc >> 8);
 #endif
   return ~crc;
+}
+
+uint32_t crc32c(uint32_t crc, const void* data, size_t size) {
+#if defined(__SSE4_2__)
+  if (kFolds && size >= 2 * kFold) {
+    const uint8_t* at = static_cast<const uint8_t*>(data);
+    const size_t blocks = size / kFold;
+    crc = ~crc_of_folds(~crc, at, blocks);
+    data = at + blocks * kFold;
+    size -= blocks * kFold;
+  }
+#endif
+  return detail::crc32c_unfolded(crc, data, size);
 }
 
 }  // namespace millrace

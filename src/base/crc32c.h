@@ -13,4 +13,9 @@ inline uint32_t crc32c(uint32_t crc, std::string_view bytes) {
   return crc32c(crc, bytes.data(), bytes.size());
 }
 
+namespace detail {
+// The same without the widest instructions, for processors that have none.
+uint32_t crc32c_unfolded(uint32_t crc, const void* data, size_t size);
+}  // namespace detail
+
 }  // namespace millrace

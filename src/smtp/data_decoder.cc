@@ -127,6 +127,68 @@ Masks make_masks(const Block& block) {
 
 }  // namespace
 
+inline bool PlainRun::pass(uint64_t cr, uint64_t lf, uint64_t dot, bool any_nul, size_t block_end) {
+  const uint64_t dots = dot & ((lf << 1) | at_line_start);
+  const uint64_t unpaired = lf ^ ((cr << 1) | after_cr);
+  const int64_t end = static_cast<int64_t>(block_end);
+  if ((dots | unpaired | uint64_t{any_nul} | uint64_t{end - line_start > kLongestTextLine}) != 0) [[unlikely]] {
+    return false;
+  }
+  lines += static_cast<uint64_t>(std::popcount(lf));
+  if (lf) line_start = end - std::countl_zero(lf);
+  after_cr = cr >> 63;
+  at_line_start = lf >> 63;
+  return true;
+}
+
+size_t pass_plain(PlainRun& run, const char* data, size_t at, size_t stop) {
+  Block::Ored ored = Block::nothing();
+  PlainRun passed = run;
+  for (; stop - at >= kBlock; at += kBlock) {
+    const Block block(data + at);
+    if (!passed.pass(block.equal('\r'), block.equal('\n'), block.equal('.'), block.any_nul(), at + kBlock)) break;
+    block.or_into(ored);
+  }
+  run = passed;
+  run.eight_bit = Block::any_high(ored);
+  return at;
+}
+
+#if defined(__AVX2__)
+
+[[gnu::target("avx512bw")]] size_t pass_plain_avx512(PlainRun& run, const char* data, size_t at, size_t stop) {
+  const __m512i wanted_cr = _mm512_set1_epi8('\r');
+  const __m512i wanted_lf = _mm512_set1_epi8('\n');
+  const __m512i wanted_dot = _mm512_set1_epi8('.');
+  __m512i ored = _mm512_setzero_si512();
+  PlainRun passed = run;
+  for (; stop - at >= kBlock; at += kBlock) {
+    const __m512i block = _mm512_loadu_si512(data + at);
+    if (!passed.pass(_mm512_cmpeq_epi8_mask(block, wanted_cr), _mm512_cmpeq_epi8_mask(block, wanted_lf),
+                     _mm512_cmpeq_epi8_mask(block, wanted_dot), _mm512_testn_epi8_mask(block, block) != 0,
+                     at + kBlock)) {
+      break;
+    }
+    ored = _mm512_or_si512(ored, block);
+  }
+  run = passed;
+  run.eight_bit = _mm512_movepi8_mask(ored) != 0;
+  return at;
+}
+
+bool avx512_usable() { return __builtin_cpu_supports("avx512bw"); }
+
+#else
+
+size_t pass_plain_avx512(PlainRun&, const char*, size_t, size_t) { UNREACHABLE(); }
+bool avx512_usable() { return false; }
+
+#endif
+
+namespace {
+const auto kPassPlain = avx512_usable() ? pass_plain_avx512 : pass_plain;
+}  // namespace
+
 Masks masks_fast(const char* block) { return make_masks(Block(block)); }
 
 ContentScanner::ContentScanner(bool stuffed, uint64_t max_size) : max_size_(max_size) {
@@ -196,37 +258,18 @@ size_t ContentScanner::pass_plain_blocks(const char* data, size_t at, size_t sto
   const size_t start = at;
   const uint64_t base = offset_;
   // Where the line began, relative to `data`; it may be before it.
-  int64_t line_start = static_cast<int64_t>(start) - static_cast<int64_t>(base - line_start_);
-  uint64_t after_cr = after_cr_;
-  uint64_t at_line_start = at_line_start_;
-  uint64_t lines = 0;
-  Block::Ored ored = Block::nothing();
-  for (; stop - at >= kBlock; at += kBlock) {
-    const Block block(data + at);
-    const uint64_t cr = block.equal('\r');
-    const uint64_t lf = block.equal('\n');
-    const uint64_t dots = block.equal('.') & ((lf << 1) | at_line_start);
-    const uint64_t unpaired = lf ^ ((cr << 1) | after_cr);
-    const int64_t end = static_cast<int64_t>(at + kBlock);
-    if ((dots | unpaired) != 0 || block.any_nul() || end - line_start > kLongestTextLine)
-        [[unlikely]] {
-      break;
-    }
-    block.or_into(ored);
-    lines += static_cast<uint64_t>(std::popcount(lf));
-    // Without a branch, which text would make the processor guess wrong again and again.
-    const int64_t fresh = end - std::countl_zero(lf);
-    line_start += (fresh - line_start) & -int64_t{lf != 0};
-    after_cr = cr >> 63;
-    at_line_start = lf >> 63;
-  }
+  PlainRun run;
+  run.line_start = static_cast<int64_t>(start) - static_cast<int64_t>(base - line_start_);
+  run.after_cr = after_cr_;
+  run.at_line_start = at_line_start_;
+  at = kPassPlain(run, data, at, stop);
   if (at == start) return at;
-  if (Block::any_high(ored)) facts_.eight_bit = true;
+  if (run.eight_bit) facts_.eight_bit = true;
   offset_ = base + (at - start);
-  line_start_ = offset_ - static_cast<uint64_t>(static_cast<int64_t>(at) - line_start);
-  lines_ += lines;
-  after_cr_ = after_cr;
-  at_line_start_ = at_line_start;
+  line_start_ = offset_ - static_cast<uint64_t>(static_cast<int64_t>(at) - run.line_start);
+  lines_ += run.lines;
+  after_cr_ = run.after_cr;
+  at_line_start_ = run.at_line_start;
   return at;
 }
 

@@ -6,7 +6,7 @@
 // and BDAT yield the same facts about the same content (dots mean different things, see
 // mail/content.h).
 //
-// Speed: 64 octets at a time, by AVX2 where compiled in.
+// Speed: 64 octets at a time, by AVX2 where compiled in, by AVX-512 where the processor has it.
 #pragma once
 
 #include <cstdint>
@@ -49,6 +49,24 @@ struct Masks {  // one bit an octet, the first octet in bit 0
 };
 Masks masks_portable(const char* block);  // 64 octets
 Masks masks_fast(const char* block);      // AVX2 where the build has it, else masks_portable
+
+// Where the lines stand while plain blocks are passed.
+struct PlainRun {
+  int64_t line_start = 0;  // offset of the current line's first octet
+  uint64_t after_cr = 0;   // 1: the octet before was CR
+  uint64_t at_line_start = 0;
+  uint64_t lines = 0;      // passed
+  bool eight_bit = false;  // an octet above 127 was passed
+
+  // Takes one block's masks; false: it is not plain, and nothing has changed.
+  bool pass(uint64_t cr, uint64_t lf, uint64_t dot, bool any_nul, size_t block_end);
+};
+// Pass plain blocks of 64 octets from `at` and return where they stopped: at the first other, or
+// where less than a block is left before `stop`.
+size_t pass_plain(PlainRun& run, const char* data, size_t at, size_t stop);
+// The same where the processor compares 64 octets at once. REQUIRES: avx512_usable()
+size_t pass_plain_avx512(PlainRun& run, const char* data, size_t at, size_t stop);
+bool avx512_usable();
 
 // What DATA and BDAT share: the state of lines across pieces.
 class ContentScanner {

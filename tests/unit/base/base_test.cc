@@ -26,6 +26,7 @@ TEST(Crc32c, AnySplitGivesTheSameSum) {
     for (int bit = 0; bit < 8; ++bit) bitwise = (bitwise >> 1) ^ ((bitwise & 1) ? 0x82f63b78u : 0);
   }
   EXPECT_EQ(crc32c(0, bytes), ~bitwise);
+  EXPECT_EQ(detail::crc32c_unfolded(0, bytes.data(), bytes.size()), ~bitwise);
   for (int i = 0; i < 100; ++i) {
     size_t at = prng.below(bytes.size());
     std::string_view view = bytes;

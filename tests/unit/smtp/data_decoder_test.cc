@@ -198,6 +198,30 @@ std::vector<size_t> random_splits(Prng& prng, size_t size) {
   return splits;
 }
 
+TEST(Blocks, BothWaysOfPassingPlainOnesAgree) {
+  if (!detail::avx512_usable()) GTEST_SKIP() << "the processor has no AVX-512";
+  Prng prng(3);
+  size_t passed = 0;
+  for (int i = 0; i < 2000; ++i) {
+    std::string bytes;
+    while (bytes.size() < 1000) {
+      bytes.append(prng.below(120), static_cast<char>(prng.chance(0.01) ? 0xe4 : 'a' + prng.below(26)));
+      bytes += prng.chance(0.98) ? "\r\n" : prng.chance(0.5) ? "\n." : std::string("\r\0.", 3);
+    }
+    detail::PlainRun one, other;
+    one.at_line_start = other.at_line_start = 1;
+    const size_t at = detail::pass_plain(one, bytes.data(), 0, bytes.size());
+    EXPECT_EQ(detail::pass_plain_avx512(other, bytes.data(), 0, bytes.size()), at);
+    EXPECT_EQ(one.line_start, other.line_start);
+    EXPECT_EQ(one.after_cr, other.after_cr);
+    EXPECT_EQ(one.at_line_start, other.at_line_start);
+    EXPECT_EQ(one.lines, other.lines);
+    EXPECT_EQ(one.eight_bit, other.eight_bit);
+    passed += at;
+  }
+  EXPECT_GT(passed, 64'000u);
+}
+
 TEST(DataDecoder, AgreesWithTheModelAtEverySplit) {
   Prng prng(1);
   for (int round = 0; round < 6000 && !testing::Test::HasFailure(); ++round) {
