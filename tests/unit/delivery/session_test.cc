@@ -428,6 +428,26 @@ TEST_F(SessionTest, MessageOverTheAnnouncedSizeBouncesUnsent) {
   EXPECT_EQ(greeted_.find("xxx"), std::string::npos);
 }
 
+// RFC 3461 5.2.2: then it is for the receiver to say that the message went further.
+TEST_F(SessionTest, AReceiverThatTakesNotifyReportsSuccessesItself) {
+  add("one\r\n").message->envelope.recipients[0].notify = mail::Notify::success;
+  open("250-mx.example\r\n250-PIPELINING\r\n250 DSN\r\n");
+  EXPECT_NE(greeted_.find("NOTIFY=SUCCESS"), std::string::npos) << greeted_;
+  peer("250 ok\r\n250 ok\r\n354 go\r\n");
+  peer("250 done\r\n");
+  ASSERT_EQ(finished_.size(), 1u);
+  EXPECT_TRUE(finished_[0]->receiver_reports);
+}
+
+TEST_F(SessionTest, AReceiverWithoutDsnReportsNothing) {
+  add("one\r\n").message->envelope.recipients[0].notify = mail::Notify::success;
+  open(kPipelining);
+  EXPECT_EQ(greeted_, kEnvelope);
+  peer(kAccepted);
+  peer("250 done\r\n");
+  EXPECT_FALSE(finished_[0]->receiver_reports);
+}
+
 TEST_F(SessionTest, EightBitContentAndUtf8AddressesBounceWhereNotOffered) {
   Mail& eight_bit = add("\xc3\xa4\r\n");
   eight_bit.message->content.eight_bit = true;
