@@ -86,8 +86,8 @@ struct Relay::State {
     invocation = std::move(parsed);
     config = invocation.config;
     if (config->shards != 0) return;
-    // One a core: measured on two, the rate is up to a third higher than with one shard and a message costs
-    // the same (docs/performance.md).
+    // One a core: on two cores, in four comparisons, two shards did 4 to 22 % more messages a second than one,
+    // at 6 % less to 11 % more CPU each.
     auto chosen = std::make_shared<config::Config>(*config);
     chosen->shards = std::max(1u, std::thread::hardware_concurrency());
     config = std::move(chosen);
