@@ -17,6 +17,8 @@
 #include "config/parse.h"
 #include "millrace/relay.h"
 #include "millrace/version.h"
+#include "reactor/files.h"
+#include "relay/confinement.h"
 #include "relay/privileges.h"
 
 namespace {
@@ -65,11 +67,21 @@ int run(const config::Invocation& invocation, const std::vector<std::string>& ar
   log::set_level(level_of(config.log_level));
   raise_descriptor_limit(config);
   if (!config.user.empty()) {
-    Status status = relay::become_user(config);
+    Status status = relay::become_user(invocation);
     if (!status.ok()) {
       std::fprintf(stderr, "millrace: %s\n", status.error().text.c_str());
       return 1;
     }
+  }
+
+  if (config.user.empty() && geteuid() == 0) {
+    log::warning("running as root: give --user NAME, which keeps nothing of root but the right to bind low ports");
+  }
+  if (config.confinement) {
+    // Made now, because what does not exist yet cannot be named as reachable.
+    (void)reactor::create_directory(config.spool);
+    Status confined = relay::confine_files(relay::reachable_files(invocation));
+    if (!confined.ok()) log::warning("--confinement: {}; files are not confined", confined.error().text);
   }
 
   // Every thread inherits the mask: signals come to sigwait() below and nowhere else.
@@ -85,6 +97,10 @@ int run(const config::Invocation& invocation, const std::vector<std::string>& ar
   if (problem) {
     std::fprintf(stderr, "millrace: %s\n", problem.text.c_str());
     return 1;
+  }
+  if (config.confinement) {
+    Status confined = relay::confine_system_calls();
+    if (!confined.ok()) log::warning("--confinement: {}; system calls are not confined", confined.error().text);
   }
   for (unsigned n = 0; n < config.listen.size(); ++n) log::info("listening on {}", relay.listen_address(n));
   log::info("millrace {} is ready; durability={}", version(),

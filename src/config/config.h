@@ -51,6 +51,7 @@ struct Config {
   unsigned shards = 0;                // 0: the number of cores
   Durability durability = Durability::disk;
   std::string user;
+  bool confinement = true;            // Landlock and seccomp
   uint64_t memory = 0;                // 0: half of the machine's, at most 4 GiB
   std::string io_features = "all";
   std::string log_level = "info";

@@ -305,6 +305,10 @@ std::vector<Field> make_schema() {
   add(text("user", "NAME", &C::user, "Whom to become once ports and files are open.")
           .at_start()
           .empty_means("stay who started it"));
+  add(toggle("confinement", &C::confinement,
+             "Gives up other files and the system calls that a relay does not need "
+             "(Landlock, seccomp).")
+          .at_start());
   add(choice<Durability>("durability", &C::durability, "disk|memory",
                          {{"disk", Durability::disk}, {"memory", Durability::memory}},
                          "disk: a 250 means that the message survives a power cut. memory: it does "

@@ -26,13 +26,22 @@ SmtpListener::~SmtpListener() {
   announce_.cancel();
 }
 
-Status SmtpListener::open(const std::vector<config::Listen>& listen, bool reuse_port) {
+Status SmtpListener::open(const std::vector<config::Listen>& listen, Sharing sharing) {
   for (const config::Listen& at : listen) {
     auto port = std::make_unique<Port>(*this, context_.io, at.proxy);
     reactor::ListenOptions options;
     options.address = at.address;
-    options.reuse_port = reuse_port;
-    Status opened = port->listener.open(options);
+    Status opened = success();
+    if (sharing == Sharing::first) {
+      Result<reactor::Handle> probe = context_.io.listen(options);
+      if (probe) {
+        context_.io.close(*probe);
+      } else {
+        opened = fail(probe.error());
+      }
+    }
+    options.reuse_port = sharing != Sharing::alone;
+    if (opened) opened = port->listener.open(options);
     if (!opened) {
       return fail(Error{fmt::format("cannot listen on {}: {}", at.address.to_string(),
                                     opened.error().text),

@@ -33,7 +33,11 @@ class SmtpListener {
   SmtpListener& operator=(const SmtpListener&) = delete;
 
   // Fails, with the address named, when one cannot be bound; those before it stay open.
-  Status open(const std::vector<config::Listen>& listen, bool reuse_port);
+  // Whether its ports are this listener's alone, or shared with the other shards'. The first of those
+  // makes sure that nobody else listens there: the kernel lets any two programs of a user share a port
+  // in this way, and would give each a part of the connections.
+  enum class Sharing : uint8_t { alone, first, further };
+  Status open(const std::vector<config::Listen>& listen, Sharing sharing);
   // Where the n-th listens: the real port when 0 was asked for.
   const reactor::Address& address(size_t n) const { return ports_[n]->listener.address(); }
 

@@ -34,7 +34,8 @@ Status check_access(const std::string& path, int mode, const char* flag, const s
 
 }  // namespace
 
-Status become_user(const config::Config& config) {
+Status become_user(const config::Invocation& invocation) {
+  const config::Config& config = *invocation.config;
   const std::string& user = config.user;
   errno = 0;
   const passwd* entry = getpwnam(user.c_str());
@@ -60,6 +61,10 @@ Status become_user(const config::Config& config) {
   if (status.ok() && !config.events.empty()) {
     std::string directory = std::filesystem::absolute(config.events).parent_path();
     status = check_access(directory, W_OK | X_OK, "--events", user);
+  }
+  // It is read again on SIGHUP.
+  if (status.ok() && !invocation.config_file.empty()) {
+    status = check_access(invocation.config_file, R_OK, "--config", user);
   }
   return status;
 }

@@ -52,7 +52,11 @@ void Shard::attach(std::unique_ptr<spool::Spool> spool) {
   };
 }
 
-Status Shard::listen(const std::vector<config::Listen>& where) { return listener_->open(where, shards_ > 1); }
+Status Shard::listen(const std::vector<config::Listen>& where) {
+  using Sharing = ingress::SmtpListener::Sharing;
+  Sharing sharing = number_ > 0 ? Sharing::further : shards_ > 1 ? Sharing::first : Sharing::alone;
+  return listener_->open(where, sharing);
+}
 
 void Shard::start() { scheduler_->start(*spool_, *reports_); }
 

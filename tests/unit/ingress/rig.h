@@ -314,7 +314,7 @@ struct Rig {
     listen[0].address = *reactor::Address::parse("192.0.2.1:25");
     listen[1].address = *reactor::Address::parse("192.0.2.1:26");
     listen[1].proxy = true;
-    Status opened = listener->open(listen, false);
+    Status opened = listener->open(listen, SmtpListener::Sharing::alone);
     ASSERT_TRUE(opened.ok()) << opened.error().text;
   }
   // What SIGHUP does.

@@ -222,6 +222,13 @@ TEST_F(RelayTest, TellsWhyItDoesNotStartAndLeavesNothingBehind) {
     io->close(*taken);
   }
   {
+    // One that another relay's shards share among them.
+    Relay second;
+    Problem problem = start(second, "other", {"--listen", first.listen_address(0)});
+    EXPECT_NE(problem.text.find("cannot listen on " + first.listen_address(0)), std::string::npos)
+        << problem.text;
+  }
+  {
     Relay second;
     Problem problem = start(second, "keeper", {});
     EXPECT_NE(problem.text.find("lock"), std::string::npos) << problem.text;
