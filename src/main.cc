@@ -20,6 +20,7 @@
 #include "reactor/files.h"
 #include "relay/confinement.h"
 #include "relay/privileges.h"
+#include "tls/library.h"
 
 namespace {
 
@@ -103,6 +104,9 @@ int run(const config::Invocation& invocation, const std::vector<std::string>& ar
     if (!confined.ok()) log::warning("--confinement: {}; system calls are not confined", confined.error().text);
   }
   for (unsigned n = 0; n < config.listen.size(); ++n) log::info("listening on {}", relay.listen_address(n));
+  if (!tls::has_fast_library()) {
+    log::warning("TLS will be slow: {}; tools/wolfssl builds a fast one", tls::library_description());
+  }
   log::info("millrace {} is ready; durability={}", version(),
             config.durability == config::Durability::disk ? "disk" : "memory");
 

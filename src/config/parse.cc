@@ -13,6 +13,7 @@
 
 #include "config/schema.h"
 #include "config/values.h"
+#include "tls/library.h"
 
 namespace millrace::config {
 namespace {
@@ -370,7 +371,7 @@ Result<Invocation> parse(const std::vector<std::string>& arguments, const System
   invocation.config_file = commands.config_file;
   if (!errors.any() && (commands.help || commands.version)) {
     invocation.action = commands.help ? Invocation::Action::help : Invocation::Action::version;
-    invocation.output = commands.help ? help() : fmt::format("millrace {}\n", MILLRACE_VERSION);
+    invocation.output = commands.help ? help() : fmt::format("millrace {}\n{}\n", MILLRACE_VERSION, tls::library_description());
     return invocation;
   }
   if (!commands.config_file.empty()) read_file(commands.config_file, file, errors);
