@@ -39,6 +39,14 @@ reactor::Task<bool> read_file_ends(reactor::Io& io, std::string path, Directory:
     file->status = fail(handle.error());
     co_return false;
   }
+  // A killed process may have left what can be read and is not durable: a batch, an index, a header that
+  // says the segment is free. What follows builds on it.
+  int32_t synced = co_await reactor::started([&](reactor::Op& op) { io.sync(op, *handle); });
+  if (synced < 0) {
+    io.close(*handle);
+    file->status = fail(fmt::format("{}: sync: {}", path, std::strerror(-synced)), -synced);
+    co_return false;
+  }
   auto size = io.file_size(*handle);
   AlignedBytes block;
   block.reserve(kBlock);
@@ -103,6 +111,8 @@ reactor::Task<Result<std::unique_ptr<Directory>>> Directory::open(reactor::Io& i
   // The directory's own name must survive, too.
   if (status.ok()) status = io.sync_directory(parent_of(path));
   if (status.ok()) status = io.lock_file(path + "/lock");
+  // Names that a killed process made or removed may not be durable, either.
+  if (status.ok()) status = io.sync_directory(path);
   if (!status.ok()) co_return fail(status.error());
   auto names = io.list_directory(path);
   if (!names.ok()) co_return fail(names.error());

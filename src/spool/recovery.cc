@@ -206,15 +206,6 @@ reactor::Task<bool> Recovery::load(Source* source, Loaded* loaded, bool again) {
     if (known_end != 0) size = std::min<uint64_t>(size, known_end);
     loaded->bytes.reserve(std::max<uint64_t>(size, kBlock));
     status = co_await read_range(*handle, loaded->bytes.data(), size, 0);
-    // A killed process may have left a batch that can be read and is not durable. What follows builds on it.
-    if (status.ok() && !file.sealed && !again) {
-      int32_t result = co_await reactor::started([&](reactor::Op& op) { io_.sync(op, *handle); });
-      if (result < 0) {
-        io_.close(*handle);
-        loaded->status = fail(fmt::format("{}/{}: sync: {}", directory_, file.name, std::strerror(-result)), -result);
-        co_return false;
-      }
-    }
     if (status.ok()) {
       bool newest = source->newest && !file.sealed;
       Scan scan = scan_segment({loaded->bytes.data(), size}, uuid_, segment.generation,
