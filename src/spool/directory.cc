@@ -48,6 +48,8 @@ reactor::Task<bool> read_file_ends(reactor::Io& io, std::string path, Directory:
     co_return false;
   }
   auto size = io.file_size(*handle);
+  reactor::Alignment alignment = io.alignment(*handle);
+  uint32_t align = std::max({1u, alignment.memory, alignment.offset});
   AlignedBytes block;
   block.reserve(kBlock);
   auto read_block = [&](uint64_t offset) -> reactor::Task<bool> {
@@ -58,7 +60,7 @@ reactor::Task<bool> read_file_ends(reactor::Io& io, std::string path, Directory:
           [&](reactor::Op& op) { io.read(op, *handle, {&part, 1}, offset + done); });
       if (result <= 0) co_return false;
       uint32_t got = static_cast<uint32_t>(result);
-      if (done + got < kBlock) got = static_cast<uint32_t>(round_down(got, kRangeAlign));
+      if (done + got < kBlock) got = static_cast<uint32_t>(round_down(got, align));
       if (got == 0) co_return false;
       done += got;
     }

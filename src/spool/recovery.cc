@@ -149,7 +149,8 @@ Status Recovery::classify(std::vector<Directory::File>& files) {
       }
       auto made = std::make_unique<Segment>();
       made->generation = file.header.generation;
-      made->size = file.size;
+      // A power cut may leave a size between what was and what was allocated; blocks are what is used.
+      made->size = round_down(file.size, kBlock);
       made->phase = file.sealed ? SegmentPhase::sealed : SegmentPhase::abandoned;
       made->has_index = file.sealed;
       made->first_sequence = file.header.first_sequence;
