@@ -83,6 +83,27 @@ void SparseBytes::truncate(uint64_t size) {
   }
 }
 
+uint64_t SparseBytes::digest() const {
+  // Not a CRC: what carries its own CRC has the same one whatever it is.
+  uint64_t sum = 0;
+  for (size_t i = 0; i < pages_.size(); ++i) {
+    if (!pages_[i]) continue;
+    uint64_t lanes[4] = {}, any = 0;
+    for (size_t at = 0; at < kPage; at += 32) {
+      for (size_t lane = 0; lane < 4; ++lane) {
+        uint64_t word;
+        std::memcpy(&word, pages_[i]->data() + at + lane * 8, 8);
+        any |= word;
+        lanes[lane] = (lanes[lane] ^ word) * 0x9e3779b97f4a7c15;
+        lanes[lane] ^= lanes[lane] >> 29;
+      }
+    }
+    if (any == 0) continue;  // as a hole
+    for (uint64_t lane : lanes) sum = (sum ^ lane ^ i) * 0x9e3779b97f4a7c15 + 0x632be59b;
+  }
+  return sum;
+}
+
 SimDisk::SimDisk(uint64_t capacity_bytes) : capacity_(capacity_bytes) {}
 
 SimDisk::File& SimDisk::file_of(FileId file) {
@@ -394,22 +415,58 @@ void SimDisk::start_journal() {
 }
 
 SimDisk SimDisk::after_power_cut(size_t changes, uint64_t seed) const {
-  ASSERT(journal_base_ != nullptr && changes <= journal_.size());
-  SimDisk disk = *journal_base_;
-  Prng chance(seed);
+  Replay replay(*this, seed);
+  while (replay.at() < changes) replay.next();
+  return replay.power_cut(seed);
+}
+
+SimDisk::Replay::Replay(const SimDisk& recorded, uint64_t seed)
+    : recorded_(recorded), disk_(*recorded.journal_base_), chance_(~seed) {
   // The journal does not say when files were closed: all stay open, and take space, until the end.
-  disk.capacity_ = UINT64_MAX;
-  for (auto& [id, file] : disk.files_) file.open = 1;
-  for (size_t i = 0; i < changes; ++i) disk.apply(journal_[i], chance);
-  if (changes < journal_.size()) {
-    const Change& next = journal_[changes];
-    if (next.kind == Change::Kind::write || next.kind == Change::Kind::durable_write) {
-      disk.write(next.file, next.offset, next.bytes, false);
-    }
+  disk_.capacity_ = UINT64_MAX;
+  for (auto& [id, file] : disk_.files_) file.open = 1;
+}
+
+void SimDisk::Replay::next() {
+  ASSERT(at_ < recorded_.journal_.size());
+  disk_.apply(recorded_.journal_[at_++], chance_);
+}
+
+void SimDisk::Replay::begin_next(SimDisk& disk) const {
+  if (at_ == recorded_.journal_.size()) return;
+  const Change& next = recorded_.journal_[at_];
+  if (next.kind == Change::Kind::write || next.kind == Change::Kind::durable_write) {
+    disk.write(next.file, next.offset, next.bytes, false);
   }
+}
+
+SimDisk SimDisk::Replay::power_cut(uint64_t seed) const {
+  SimDisk disk = disk_;
+  begin_next(disk);
+  Prng chance(seed);
   disk.power_cut(chance);
-  disk.capacity_ = capacity_;
+  disk.capacity_ = recorded_.capacity_;
   return disk;
+}
+
+SimDisk SimDisk::Replay::kill(uint64_t seed) const {
+  SimDisk disk = disk_;
+  if (Prng(seed).chance(0.5)) begin_next(disk);
+  disk.process_end();
+  disk.capacity_ = recorded_.capacity_;
+  return disk;
+}
+
+uint64_t SimDisk::digest() const {
+  uint64_t sum = 0;
+  auto mix = [&](uint64_t value) { sum = (sum ^ value) * 0x9e3779b97f4a7c15 + 0x632be59b; };
+  for (const auto& [name, id] : names_) {
+    const File& file = file_of(id);
+    for (char c : name) mix(static_cast<unsigned char>(c));
+    mix(file.size);
+    mix(file.cached.digest());
+  }
+  return sum;
 }
 
 void SimDisk::apply(const Change& change, Prng& chance) {

@@ -41,6 +41,7 @@ class SparseBytes {
   void write(uint64_t offset, std::string_view bytes);
   void read(uint64_t offset, char* to, size_t size) const;
   void truncate(uint64_t size);
+  uint64_t digest() const;
 
  private:
   using Page = std::array<char, kPage>;
@@ -112,6 +113,9 @@ class SimDisk {
   // The disk that a power cut would leave after the first `changes` entries of the journal, while the
   // next one, if it is a write, was under way: it may be torn.
   SimDisk after_power_cut(size_t changes, uint64_t seed) const;
+  class Replay;
+  // A sum over the names and contents that a program finds: two disks of one sum hold the same.
+  uint64_t digest() const;
 
  private:
   struct Unsynced {
@@ -158,6 +162,27 @@ class SimDisk {
   bool recording_ = false;
   std::vector<Change> journal_;
   std::shared_ptr<const SimDisk> journal_base_;
+};
+
+// The journal of a disk change by change: what after_power_cut() gives at each, without starting over.
+class SimDisk::Replay {
+ public:
+  // REQUIRES: `recorded` has a journal, and outlives this.
+  explicit Replay(const SimDisk& recorded, uint64_t seed = 0);
+  size_t at() const { return at_; }  // changes that have happened
+  void next();                       // one more. REQUIRES: at() < the size of the journal
+  // The power goes now, while the next change, if it is a write, is under way.
+  SimDisk power_cut(uint64_t seed) const;
+  // The process ends now: nothing is lost, and the write under way has been taken, or not.
+  SimDisk kill(uint64_t seed) const;
+
+ private:
+  void begin_next(SimDisk& disk) const;
+
+  const SimDisk& recorded_;
+  SimDisk disk_;
+  Prng chance_;  // what failed syncs lose
+  size_t at_ = 0;
 };
 
 }  // namespace millrace::reactor

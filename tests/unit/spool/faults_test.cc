@@ -316,7 +316,11 @@ TEST(SpoolFaults, LostHeaderOfTheOnlySegmentIsSetAside) {
   auto names = w.world.disk(w.host).list("/spool");
   std::string path;
   for (const std::string& name : *names) {
-    if (name == "lock" || w.world.disk(w.host).content("/spool/" + name).compare(kBlock, 4, "MLRB") != 0) continue;
+    if (name == "lock") continue;
+    if (w.world.disk(w.host).content("/spool/" + name).compare(kBlock, 4, "MLRB") != 0) {
+      ASSERT_TRUE(w.world.disk(w.host).remove("/spool/" + name).ok());  // a free one would tell the UUID
+      continue;
+    }
     path = "/spool/" + name;
     w.world.disk(w.host).flip_bit(path, 20, 1);
   }
