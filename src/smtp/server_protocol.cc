@@ -121,6 +121,11 @@ ServerProtocol::Step ServerProtocol::advance(std::string_view piece) {
     envelope_.clear();
     scanner_ = detail::ContentScanner(true, 0);
   }
+  discarded_now_ = false;
+  if (clear_envelope_) {
+    clear_envelope_ = false;
+    envelope_.clear();
+  }
   Step step;
   switch (state_) {
     case State::connected:
@@ -432,6 +437,7 @@ void ServerProtocol::stop_wanting(Step& step) {
   message_wanted_ = false;
   step.body = {};
   step.event = Event::message_discarded;
+  discarded_now_ = true;
 }
 
 bool ServerProtocol::is_bad_message() const {
@@ -456,7 +462,11 @@ std::string ServerProtocol::describe_fault(const IntakeFacts& facts) {
 
 void ServerProtocol::end_transaction(State next) {
   message_open_ = false;
-  envelope_.clear();
+  if (discarded_now_) {
+    clear_envelope_ = true;
+  } else {
+    envelope_.clear();
+  }
   recipients_refused_ = 0;
   enter(next);
 }
@@ -535,6 +545,7 @@ void ServerProtocol::on_bdat(const Command& command, Step& step) {
                            ? &replies::kTooManyChunks
                            : nullptr;
   if (wrong) {
+    if (wrong == &replies::kMessageTooLarge) scanner_.facts().too_large = true;
     stop_wanting(step);
     return refuse_chunk(command, *wrong, State::bdat_failed);
   }

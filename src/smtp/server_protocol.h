@@ -91,7 +91,8 @@ class ServerProtocol {
   enum class Event : uint8_t {
     none,         // go on with the rest of the piece, if any
     message_end,  // all of it: facts(), envelope(), message_number(); message_done() must follow
-    message_discarded,  // between its begin and its end: drop what was kept of it
+    message_discarded,  // between its begin and its end: drop what was kept of it. envelope() and
+                        // facts() still tell of it until the next advance().
     blocked,            // too many pending messages, or MAIL waits for its answer: call again after
                         // message_done() or answer_mail()
   };
@@ -200,6 +201,8 @@ class ServerProtocol {
   bool message_open_ = false;    // between its begin and its end
   bool message_wanted_ = false;  // its bytes are still reported
   bool envelope_given_ = false;  // message_end was reported: clear at the next advance()
+  bool discarded_now_ = false;   // by this advance(): its envelope stays until the next one
+  bool clear_envelope_ = false;  // at the next advance()
   bool last_chunk_ = false;
   uint64_t chunk_left_ = 0;
   uint64_t drained_ = 0;

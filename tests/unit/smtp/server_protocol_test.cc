@@ -66,6 +66,8 @@ struct Session {
             EXPECT_TRUE(open);
             open = false;
             ++discarded;
+            discarded_of = protocol->envelope().reverse_path;
+            discarded_for_size = protocol->facts().too_large;
             break;
           case Event::blocked:
             blocked = true;
@@ -102,7 +104,8 @@ struct Session {
   std::optional<ServerProtocol> protocol;
   bool answer_at_once = true, blocked = false, open = false;
   int begun = 0, discarded = 0;
-  std::string body, waiting;
+  std::string body, waiting, discarded_of;
+  bool discarded_for_size = false;
   std::vector<std::string> bodies;
   std::vector<mail::Envelope> envelopes;
   std::vector<IntakeFacts> facts;
@@ -142,6 +145,26 @@ TEST(ServerProtocol, AMessageByData) {
   EXPECT_EQ(session.envelopes[0].recipients[0].domain, "example.org");
   EXPECT_EQ(session.codes("QUIT\r\n"), "221");
   EXPECT_TRUE(session.protocol->finished());
+}
+
+TEST(ServerProtocol, TheEnvelopeOfADiscardedMessageIsThereToBeReported) {
+  ServerOptions options;
+  options.max_message_size = 2048;
+  const std::string large(4000, 'x');
+  // Its end comes in the same piece as the octet too many.
+  Session by_data(options);
+  by_data.hello();
+  by_data.send(std::string(kMailRcpt) + "DATA\r\n");
+  EXPECT_EQ(by_data.codes(large + "\r\n.\r\n"), "552");
+  EXPECT_EQ(by_data.discarded_of, "a@example.com");
+  EXPECT_TRUE(by_data.discarded_for_size);
+  EXPECT_EQ(by_data.codes("RCPT TO:<c@example.org>\r\nMAIL FROM:<>\r\nDATA\r\n"), "503 250 554");
+  // A chunk that is announced too large ends it before its first octet.
+  Session by_chunks(options);
+  by_chunks.hello();
+  EXPECT_EQ(by_chunks.codes(std::string(kMailRcpt) + "BDAT 4000 LAST\r\n" + large), "250 250 552");
+  EXPECT_EQ(by_chunks.discarded_of, "a@example.com");
+  EXPECT_TRUE(by_chunks.discarded_for_size);
 }
 
 TEST(ServerProtocol, AMessageByBdatWithPipeliningInOnePiece) {
