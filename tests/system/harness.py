@@ -115,12 +115,16 @@ class Relay:
         self.events_file = SCRATCH / f'{name}-events'
         self.process = None
 
-    def start(self, *more):
+    def launch(self, *more):
+        """Begins, and waits for nothing."""
         self.spool.mkdir(exist_ok=True)
         self.process = spawn(
             [RELAY, '--listen', f'127.0.0.1:{self.port}', '--spool', self.spool,
              '--hostname', 'relay.test.invalid', '--events', self.events_file, *self.options, *more],
             self.name)
+
+    def start(self, *more):
+        self.launch(*more)
         try:
             wait_for_greeting(self.port, 30, lambda: self.process.poll() is None)
         except Exception as problem:
