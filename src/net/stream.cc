@@ -30,6 +30,8 @@ void Stream::start(reactor::Handle handle, reactor::BufferGroup group) {
   end_seen_ = failed_ = sending_ = shutdown_wanted_ = reset_ = false;
   send_error_ = 0;
   unsent_ = 0;
+  tls_.reset();
+  secured_ = send_shut_ = false;
   start_receive();
 }
 
@@ -52,19 +54,16 @@ void Stream::on_received(Completion& completion) {
     char* data = completion.data;
     reactor::BufferRef buffer = std::move(completion.buffer);
     if (!completion.more) start_receive();
-    if (!failed_) owner_.on_data(data, static_cast<size_t>(result), std::move(buffer));
-    return;
-  }
-  if (failed_) return;
-  if (result == 0) {
-    end_seen_ = true;
-    if (send_error_ != 0) {
-      fail(send_error_);
+    if (failed_) return;
+    if (tls_) {
+      on_ciphertext(data, static_cast<size_t>(result), std::move(buffer));
     } else {
-      owner_.on_end(0);
+      owner_.on_data(data, static_cast<size_t>(result), std::move(buffer));
     }
     return;
   }
+  if (failed_) return;
+  if (result == 0) return on_end_of_stream();
   switch (-result) {
     case ECANCELED:  // by pause(); resume() may have been called meanwhile
     case EAGAIN:
@@ -78,6 +77,52 @@ void Stream::on_received(Completion& completion) {
     default:
       fail(-result);
   }
+}
+
+void Stream::on_end_of_stream() {
+  if (end_seen_) return;
+  end_seen_ = true;
+  if (send_error_ != 0) {
+    fail(send_error_);
+  } else {
+    owner_.on_end(0);
+  }
+}
+
+// Decrypts where the ciphertext lay: the plaintext of a record is shorter than the record was.
+void Stream::on_ciphertext(char* data, size_t size, reactor::BufferRef buffer) {
+  tls_->give({data, size});
+  size_t begin = 0;
+  size_t end = 0;
+  while (state_ == State::open && !failed_) {
+    const size_t ready = tls_->next();
+    if (!secured_ && (tls_->state() == tls::Engine::State::open || tls_->state() == tls::Engine::State::closed)) {
+      secured_ = true;
+      pump_tls();  // our last words of the handshake go ahead of what the owner says
+      owner_.on_secure();
+      if (state_ != State::open || failed_) return;
+    }
+    if (ready == 0) break;
+    if (ready <= tls_->taken() - end) {
+      tls_->read(data + end, ready);
+      end += ready;
+      continue;
+    }
+    // The record began in an earlier receive: there is no room for all of it here.
+    reactor::BufferRef apart = io_.buffers(group_).allocate(static_cast<uint32_t>(ready));
+    if (!apart) return fail(ENOBUFS);
+    if (end > begin) owner_.on_data(data + begin, end - begin, buffer);
+    begin = end;
+    if (state_ != State::open || failed_) return;
+    tls_->read(apart->data, ready);
+    owner_.on_data(apart->data, ready, apart);
+  }
+  if (state_ != State::open || failed_) return;
+  if (end > begin) owner_.on_data(data + begin, end - begin, std::move(buffer));
+  if (state_ != State::open || failed_) return;
+  if (tls_->state() == tls::Engine::State::failed || tls_->output().size() > kTlsMostUnasked) return fail(EPROTO);
+  pump_tls();
+  if (tls_->state() == tls::Engine::State::closed) on_end_of_stream();
 }
 
 void Stream::pause() {
@@ -96,7 +141,7 @@ void Stream::resume() {
 // ---- bytes out
 
 void Stream::send(std::span<const iovec> parts) {
-  ASSERT(state_ == State::open && !sending_ && !shutdown_wanted_);
+  ASSERT(state_ == State::open && !sending_ && !shutdown_wanted_ && (!tls_ || secured_));
   if (failed_) return;
   sending_ = true;
   unsent_ = 0;
@@ -114,9 +159,52 @@ void Stream::send(std::span<const iovec> parts) {
   parts_ = {to, count};
   if (count == 0) {
     io_.defer(empty_send_);
+  } else if (tls_) {
+    pump_tls();
   } else {
     start_send();
   }
+}
+
+void Stream::start_tls(std::unique_ptr<tls::Engine> engine) {
+  ASSERT(state_ == State::open && !sending_ && !tls_ && engine);
+  tls_ = std::move(engine);
+  pump_tls();
+}
+
+// Sends what the engine has to say and, behind it, as much of the current send as makes a batch.
+void Stream::pump_tls() {
+  if (send_.pending() || failed_ || send_shut_ || state_ != State::open) return;
+  ASSERT(wire_.empty() && records_.empty());
+  std::string& output = tls_->output();
+  if (sending_ && !parts_.empty() && !output.empty() && output.capacity() < kKeptWire) output.reserve(kKeptWire);
+  for (size_t batch = 0; sending_ && !parts_.empty() && batch < kTlsBatch;) {
+    const size_t plain = tls_->encrypt(parts_, tls::Engine::kLongestRecord);
+    if (tls_->state() == tls::Engine::State::failed) return io_.defer(empty_send_);  // tells it from there
+    batch += plain;
+    records_.push_back({output.size(), plain});
+  }
+  if (output.empty()) {
+    if (shutdown_wanted_ && !sending_) {
+      send_shut_ = true;
+      io_.shutdown_send(handle_);
+    }
+    return;
+  }
+  wire_.swap(output);
+  wire_sent_ = 0;
+  wire_part_ = {wire_.data(), wire_.size()};
+  io_.send(send_, handle_, {&wire_part_, 1});
+}
+
+// `sent` more octets of the wire have left: whole records count as sent, since a part of one tells the
+// peer nothing.
+void Stream::account_wire(size_t sent) {
+  wire_sent_ += sent;
+  size_t whole = 0;
+  while (whole < records_.size() && records_[whole].wire_end <= wire_sent_) unsent_ -= records_[whole++].plain;
+  records_.erase(records_.begin(), records_.begin() + static_cast<ptrdiff_t>(whole));
+  wire_part_ = {wire_.data() + wire_sent_, wire_.size() - wire_sent_};
 }
 
 void Stream::start_send() {
@@ -126,14 +214,24 @@ void Stream::start_send() {
 void Stream::on_send_done(Completion& completion) {
   if (state_ == State::closing || failed_) {
     // What left all the same: the owner may ask for it in on_closed().
-    if (completion.result > 0) unsent_ -= static_cast<size_t>(completion.result);
+    if (completion.result > 0) {
+      if (tls_ && !wire_.empty()) {
+        account_wire(static_cast<size_t>(completion.result));
+      } else if (!tls_) {
+        unsent_ -= static_cast<size_t>(completion.result);
+      }
+    }
     if (state_ == State::closing && !receive_.pending()) finish_close();
     return;
   }
   if (completion.result < 0) {
     int error = -completion.result;
     if (error == EAGAIN || error == EINTR) {
-      start_send();
+      if (tls_) {
+        io_.send(send_, handle_, {&wire_part_, 1});
+      } else {
+        start_send();
+      }
     } else if (receive_.pending() && want_receive_) {
       // What the peer said before it went away (a 421, most often) may still be on its way to us. The
       // receive comes to its end soon, since the connection is dead; then the owner is told.
@@ -144,6 +242,14 @@ void Stream::on_send_done(Completion& completion) {
     return;
   }
   auto sent = static_cast<size_t>(completion.result);
+  if (tls_) {
+    account_wire(sent);
+    if (wire_sent_ < wire_.size()) return io_.send(send_, handle_, {&wire_part_, 1});
+    if (wire_.capacity() > kKeptWire) wire_ = {};
+    wire_.clear();
+    if (sending_ && parts_.empty() && unsent_ == 0) return on_all_sent();
+    return pump_tls();
+  }
   ASSERT(sent <= unsent_);
   unsent_ -= sent;
   size_t whole = 0;
@@ -159,23 +265,37 @@ void Stream::on_send_done(Completion& completion) {
     start_send();
     return;
   }
+  on_all_sent();
+}
+
+void Stream::on_all_sent() {
   sending_ = false;
-  if (shutdown_wanted_) io_.shutdown_send(handle_);
+  if (tls_) {
+    if (shutdown_wanted_) tls_->close();
+    pump_tls();
+  } else if (shutdown_wanted_) {
+    io_.shutdown_send(handle_);
+  }
   owner_.on_sent();
 }
 
 void Stream::on_empty_send() {
-  if (state_ != State::open || failed_ || !sending_) return;
-  sending_ = false;
-  if (shutdown_wanted_) io_.shutdown_send(handle_);
-  owner_.on_sent();
+  if (state_ != State::open || failed_) return;
+  if (tls_ && tls_->state() == tls::Engine::State::failed) return fail(EPROTO);
+  if (sending_) on_all_sent();
 }
 
 void Stream::shutdown_send() {
   ASSERT(state_ == State::open);
   if (shutdown_wanted_) return;
   shutdown_wanted_ = true;
-  if (!sending_ && !failed_) io_.shutdown_send(handle_);
+  if (sending_ || failed_) return;
+  if (tls_) {
+    tls_->close();
+    pump_tls();
+  } else {
+    io_.shutdown_send(handle_);
+  }
 }
 
 // ---- the end
@@ -191,6 +311,15 @@ void Stream::close(bool reset) {
   ASSERT(state_ != State::idle);
   reset_ = reset_ || reset;
   if (state_ == State::closing) return;
+  if (tls_ && !reset_ && !send_.pending() && !send_shut_) {
+    // Our alert or close_notify, as far as the kernel takes it at once: the cancel follows.
+    tls_->close();
+    wire_.swap(tls_->output());
+    records_.clear();
+    wire_sent_ = 0;
+    wire_part_ = {wire_.data(), wire_.size()};
+    if (!wire_.empty()) io_.send(send_, handle_, {&wire_part_, 1});
+  }
   state_ = State::closing;
   empty_send_.cancel();
   io_.cancel(receive_);
@@ -202,6 +331,8 @@ void Stream::finish_close() {
   io_.close(handle_, reset_);
   handle_ = kNoHandle;
   sending_ = false;
+  wire_ = {};
+  records_.clear();
   state_ = State::idle;
   want_receive_ = true;
   owner_.on_closed();

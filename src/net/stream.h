@@ -9,18 +9,25 @@
 //    buffers of an unfinished send must stay valid until then.
 //  - Steady state allocates nothing: the parts of a send lie in an inline array that grows once.
 //
-// The seam below is bytes in (on_received) and bytes out (start_send), and the functions here say
-// nothing of what travels on the wire: an engine that encrypts fits between the two.
+// TLS. start_tls() puts an engine (tls/engine.h) between the owner and the socket, at any moment at which
+// nothing is being sent; on_secure() says that the handshake is done. From then on the same functions
+// move plaintext: what was received is decrypted where it lies, except for a record that came in two
+// receives, which is given in a private buffer of the same group; a send is encrypted 64 KiB at a time.
+// A plaintext stream pays one test of a pointer for all that.
 //
-// Limits: one send at a time; no time-outs of its own (the owner arms timers and closes).
+// Limits: one send at a time; no time-outs of its own (the owner arms timers and closes). A TLS
+// connection ends with ENOBUFS when the group has no room for a record that came in pieces.
 #pragma once
 
 #include <array>
 #include <cstddef>
+#include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "reactor/io.h"
+#include "tls/engine.h"
 
 namespace millrace::net {
 
@@ -28,11 +35,14 @@ class StreamOwner {
  public:
   // `data` lies in `buffer`; keep the reference to keep the bytes, let it go otherwise.
   virtual void on_data(char* data, size_t size, reactor::BufferRef buffer) = 0;
+  // After start_tls(): the handshake is done, see Stream::tls(). Data follow, sends may start.
+  virtual void on_secure() {}
   // All bytes of the last send() have been handed to the kernel; the next one may start.
   virtual void on_sent() = 0;
   // 0: the peer closed its sending side; what we send still goes out. Otherwise a positive errno: the
   // connection is dead in both directions, and nothing but on_closed follows (after the owner's
-  // close()). At most one call of each kind.
+  // close()). At most one call of each kind. With TLS: 0 may be the peer's close_notify or the bare end of
+  // the connection; EPROTO is a failure of TLS, whose kind Stream::tls() tells.
   virtual void on_end(int error) = 0;
   // The handle is closed and all operations have come back: the owner may go.
   virtual void on_closed() = 0;
@@ -64,6 +74,12 @@ class Stream {
   // it never took.
   size_t unsent() const { return unsent_; }
 
+  // From now on everything that comes or goes is the engine's, beginning with its own handshake.
+  // REQUIRES: open() and !sending(), and no TLS yet; send() waits for on_secure().
+  void start_tls(std::unique_ptr<tls::Engine> engine);
+  // nullptr without TLS. Until the next start().
+  const tls::Engine* tls() const { return tls_.get(); }
+
   // Stops receiving; what the kernel has handed over already may still arrive by on_data, and so may
   // on_end. Idempotent. resume() goes on where it stopped.
   void pause();
@@ -90,6 +106,11 @@ class Stream {
 
   void start_receive();
   void start_send();
+  void on_ciphertext(char* data, size_t size, reactor::BufferRef buffer);
+  void on_end_of_stream();
+  void pump_tls();
+  void account_wire(size_t sent);
+  void on_all_sent();
   void on_received(reactor::Completion& completion);
   void on_send_done(reactor::Completion& completion);
   void on_empty_send();
@@ -98,6 +119,10 @@ class Stream {
 
   static constexpr size_t kInlineParts = 16;
   static constexpr size_t kMostParts = 1024;  // IOV_MAX: more is EMSGSIZE
+  static constexpr size_t kTlsBatch = 4 * tls::Engine::kLongestRecord;
+  // Of what the engine has to say by itself while the peer takes nothing.
+  static constexpr size_t kTlsMostUnasked = 256 * 1024;
+  static constexpr size_t kKeptWire = 4096;  // capacity
 
   reactor::Io& io_;
   StreamOwner& owner_;
@@ -119,7 +144,20 @@ class Stream {
   size_t unsent_ = 0;
   std::array<iovec, kInlineParts> inline_parts_;
   std::vector<iovec> many_parts_;  // used instead when a send has more; keeps its capacity
-  std::span<iovec> parts_;         // what is left to send
+  std::span<iovec> parts_;         // what is left to send; with TLS, to encrypt
+
+  // ---- with TLS
+  std::unique_ptr<tls::Engine> tls_;
+  bool secured_ = false;           // on_secure has been called
+  bool send_shut_ = false;         // nothing more leaves
+  std::string wire_;               // ciphertext being sent
+  iovec wire_part_{};              // what is left of it
+  size_t wire_sent_ = 0;
+  struct Record {
+    size_t wire_end;               // in wire_
+    size_t plain;                  // octets of the send
+  };
+  std::vector<Record> records_;    // of the current send in wire_, not wholly sent yet
 };
 
 }  // namespace millrace::net

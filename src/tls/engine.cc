@@ -273,8 +273,9 @@ void Engine::keep_session() {
 size_t Engine::next() {
   if (ready_ > 0) return ready_;
   if (state_ == State::handshaking) handshake();
-  if (state_ == State::open) {
+  while (state_ == State::open) {
     char first;
+    const size_t before = taken_;
     const int peeked = wolfSSL_peek(ssl_, &first, 1);
     if (fresh_session_) keep_session();
     if (peeked > 0) {
@@ -287,7 +288,12 @@ size_t Engine::next() {
       state_ = State::closed;
     } else if (error != WOLFSSL_ERROR_WANT_READ && error != WOLFSSL_ERROR_WANT_WRITE) {
       fail_native(error);
+    } else if (taken_ == given_.size()) {
+      return 0;
+    } else if (taken_ == before) {
+      fail(Failure::protocol, "the library takes no more");
     }
+    // Behind a message of its own (a ticket, a new key) wolfSSL asks to be called again.
   }
   // Behind an end nothing counts any more.
   if (state_ == State::closed || state_ == State::failed) taken_ = given_.size();

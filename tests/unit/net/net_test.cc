@@ -1,5 +1,6 @@
 // Streams and listeners over the simulator, each test with several seeds: what is sent arrives, what is
-// paused waits, and whatever is going on, a close ends in exactly one on_closed.
+// paused waits, and whatever is going on, a close ends in exactly one on_closed. Once in the clear, and
+// once with TLS between the owner and the socket: the contract is the same.
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 
@@ -11,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "../tls/certificates.h"
 #include "net/listener.h"
 #include "net/stream.h"
 #include "reactor/sim.h"
@@ -42,6 +44,10 @@ struct Peer final : StreamOwner {
     EXPECT_TRUE(buffer);
     received.append(data, size);
     if (data_hook) data_hook();
+  }
+  void on_secure() override {
+    called();
+    ++secured;
   }
   void on_sent() override {
     called();
@@ -90,7 +96,7 @@ struct Peer final : StreamOwner {
   std::deque<std::string> texts;
   std::string received;
   std::vector<int> ends;
-  int sent = 0, closed = 0;
+  int sent = 0, closed = 0, secured = 0;
   bool inside = false;
   std::function<void()> data_hook, sent_hook, end_hook, closed_hook;
 };
@@ -149,10 +155,27 @@ bool all_over(const std::deque<Connecting>& connecting) {
   return std::all_of(connecting.begin(), connecting.end(), [](auto& one) { return one.over; });
 }
 
+// Of a parameter: the rest is the seed.
+constexpr uint64_t kWithTls = uint64_t{1} << 63;
+
+std::unique_ptr<tls::Engine> server_engine() {
+  static std::shared_ptr<tls::ServerContext> context = [] {
+    tls::test::Certificates made;
+    tls::ServerSettings settings;
+    settings.certificates.push_back(*tls::read_certificate(made.make("server")));
+    return *tls::ServerContext::make(settings);
+  }();
+  return tls::Engine::accept(context);
+}
+std::unique_ptr<tls::Engine> client_engine() {
+  static std::shared_ptr<tls::ClientContext> context = *tls::ClientContext::make({});
+  return tls::Engine::connect(context, {.session_key = "peer"});
+}
+
 class NetTest : public ::testing::TestWithParam<uint64_t> {
  protected:
   NetTest()
-      : world(GetParam()),
+      : world(GetParam() & ~kWithTls),
         here(world.add_host({"192.0.2.1"})),
         there(world.add_host({"192.0.2.2"})),
         io(world.make_io(here)),
@@ -178,6 +201,17 @@ class NetTest : public ::testing::TestWithParam<uint64_t> {
     ASSERT_TRUE(until([&] { return accepting.closed == 1; }));
     near.start(connecting.socket);
     peer.start(accepting.handles[0]);
+    if (with_tls()) secure(near, peer);
+  }
+  bool with_tls() const { return GetParam() & kWithTls; }
+  void secure(Peer& near, Peer& peer) {
+    near.secured = peer.secured = 0;
+    const bool paused = peer.stream.paused();
+    peer.call([&] { peer.stream.resume(); });
+    peer.call([&] { peer.stream.start_tls(server_engine()); });
+    near.call([&] { near.stream.start_tls(client_engine()); });
+    ASSERT_TRUE(until([&] { return near.secured == 1 && peer.secured == 1; }));
+    if (paused) peer.call([&] { peer.stream.pause(); });
   }
   void close(Peer& near, Peer& peer) {
     near.close();
@@ -366,6 +400,7 @@ TEST_P(NetTest, TheLastWordsOfAPeerAreReadThoughOurSendFailed) {
 TEST_P(NetTest, ASilentPeerIsFoundOutOnlyByTheSender) {
   Peer near(*io), peer(*far);
   connect(near, peer);
+  world.run_for(kSecond);  // with TLS: until the session ticket has come
   world.faults().silence = 1;
   near.send("anybody there?");
   world.run_for(600 * kSecond);
@@ -566,6 +601,7 @@ TEST_P(NetTest, AListenerSaysWhyItCannotOpen) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, NetTest, ::testing::Range<uint64_t>(1, 9));
+INSTANTIATE_TEST_SUITE_P(TlsSeeds, NetTest, ::testing::Range<uint64_t>(kWithTls + 1, kWithTls + 9));
 
 }  // namespace
 }  // namespace millrace::net
