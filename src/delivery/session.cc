@@ -614,7 +614,7 @@ void Session::on_reply(PeerReply& reply, int64_t now) {
     case Command::lone_dot:
       return finish_or_restart(*front.transaction, now);
     case Command::rset:
-      if (reply.reply_class() != 2) fail_protocol("RSET was refused", now);
+      if (reply.reply_class() != 2) fail_protocol("RSET was refused", now, Stage::mail);
       return;
   }
 }
@@ -674,7 +674,7 @@ void Session::on_mail(Transaction& transaction, const PeerReply& reply, int64_t 
     need_reset_ = false;
     return;
   }
-  if (reply.reply_class() == 3) return fail_protocol("3xx in reply to MAIL", now);
+  if (reply.reply_class() == 3) return fail_protocol("3xx in reply to MAIL", now, Stage::mail);
   if (reply.code == 503 && transaction.behind_failure && !transaction.started_again) {
     // The failure of the message before it left a transaction open at the peer (RFC 3030 2).
     transaction.again = true;
@@ -710,7 +710,7 @@ void Session::on_data(Transaction& transaction, const PeerReply& reply, int64_t 
     transaction.go_ahead = true;
     return;
   }
-  if (reply.reply_class() < 4) return fail_protocol("the reply to DATA is no 354", now);
+  if (reply.reply_class() < 4) return fail_protocol("the reply to DATA is no 354", now, Stage::data);
   need_reset_ = need_reset_ || transaction.mail_ok;
   if (transaction.accepted > 0) refuse_all(transaction, reply, Stage::data);
   finish_or_restart(transaction, now);
@@ -720,7 +720,7 @@ void Session::on_end_of_data(Transaction& transaction, Command command, const Pe
                              int64_t now) {
   if (reply.reply_class() == 3) {
     // The message may or may not be theirs now: settle() calls it uncertain.
-    return fail_protocol("3xx in reply to the end of data", now);
+    return fail_protocol("3xx in reply to the end of data", now, Stage::end_of_data);
   }
   --unanswered_ends_;
   const bool refused = reply.reply_class() != 2;
@@ -849,8 +849,8 @@ void Session::note_slow(const PeerReply& reply, Stage stage, const Verdict& verd
   set_end_reply(reply, stage, verdict);
 }
 
-void Session::fail_protocol(std::string_view why, int64_t now) {
-  end_stage_ = current_stage();
+void Session::fail_protocol(std::string_view why, int64_t now, Stage at) {
+  end_stage_ = at == Stage::none ? current_stage() : at;
   end_code_ = 0;
   end_enhanced_ = "4.5.0";
   end_reply_ = fmt::format("{} while {}", why, doing(end_stage_));

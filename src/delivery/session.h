@@ -230,7 +230,8 @@ class Session {
   void finish(Transaction& transaction, int64_t now);
   void finish_or_restart(Transaction& transaction, int64_t now);
   void abandon(Transaction& transaction, bool end_left, int64_t now);
-  void fail_protocol(std::string_view why, int64_t now);
+  // `at`: which command the reply answers; none: the one that is waited for.
+  void fail_protocol(std::string_view why, int64_t now, events::Stage at = events::Stage::none);
   void end(Ending ending, int64_t now);
   void set_end_reply(const smtp::PeerReply& reply, events::Stage stage, const Verdict& verdict);
   void note_slow(const smtp::PeerReply& reply, events::Stage stage, const Verdict& verdict);

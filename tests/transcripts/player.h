@@ -45,6 +45,7 @@ class Player {
     uint64_t chunk = 0;              // of the last BDAT line that came
     bool chunk_last = false;
     bool good = false;               // served by serve()
+    bool greeted = false;            // by the script
     enum class Part : uint8_t { commands, content, chunk } part = Part::commands;
     Message message;
   };
@@ -121,7 +122,7 @@ class Player {
   std::map<std::string, std::string> event_ids_;           // and their lines
   std::map<std::string, unsigned> recipients_, ended_;     // of each spool id: how many
   std::vector<std::string> accepted_ids_, received_ids_;
-  size_t connections_ = 0;
+  size_t connections_ = 0;  // to the hosts but the last
   int64_t step_began_ = 0, last_step_took_ = 0;
   bool started_ = false, refused_to_start_ = false, restarted_ = false, memory_only_ = false;
 };

@@ -788,6 +788,15 @@ TEST_F(SessionTest, ReplyTextIsBounded) {
   EXPECT_LE(finished_[0]->results[0].reply.size(), 1024u);
 }
 
+TEST_F(SessionTest, AReplyOfTheWrongKindIsBlamedOnItsOwnCommand) {
+  add("one\r\n");
+  open(kPipelining);
+  peer("354 go\r\n");
+  EXPECT_EQ(session_->ending(), Ending::protocol);
+  EXPECT_EQ(session_->stage(), Stage::mail);
+  EXPECT_EQ(session_->reply(), "3xx in reply to MAIL while waiting for the reply to MAIL");
+}
+
 TEST_F(SessionTest, A354ToTheEndOfDataIsUncertain) {
   add("one\r\n");
   open(kPipelining);
