@@ -103,7 +103,10 @@ int run(const config::Invocation& invocation, const std::vector<std::string>& ar
     Status confined = relay::confine_system_calls();
     if (!confined.ok()) log::warning("--confinement: {}; system calls are not confined", confined.error().text);
   }
-  for (unsigned n = 0; n < config.listen.size(); ++n) log::info("listening on {}", relay.listen_address(n));
+  const std::vector<config::Listen> listeners = config::listeners(config);
+  for (unsigned n = 0; n < listeners.size(); ++n) {
+    log::info("listening on {}{}", relay.listen_address(n), listeners[n].tls ? " (TLS)" : "");
+  }
   if (!tls::has_fast_library()) {
     log::warning("TLS will be slow: {}; tools/wolfssl builds a fast one", tls::library_description());
   }

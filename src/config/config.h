@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "reactor/address.h"
+#include "tls/context.h"
 
 namespace millrace::config {
 
@@ -22,6 +23,7 @@ enum class Reports : uint8_t { all, failure, none };
 struct Listen {
   reactor::Address address;
   bool proxy = false;  // PROXY v1/v2 expected from --proxy-from
+  bool tls = false;    // --listen-tls: TLS before the greeting
 };
 
 struct Source {
@@ -59,6 +61,11 @@ struct Config {
 
   // ---- ingress
   std::vector<Listen> listen;
+  std::vector<Listen> listen_tls;
+  std::vector<std::string> tls_certificates;  // PEM files; the n-th key belongs to the n-th certificate
+  std::vector<std::string> tls_keys;
+  bool require_tls = false;                   // no mail in the clear
+  std::string client_ca;                      // PEM file: a certificate of these is permission to relay
   std::vector<reactor::Network> relay_from;   // default: loopback
   std::vector<reactor::Network> proxy_from;
   uint64_t max_message_size = 50u << 20;
@@ -132,7 +139,13 @@ struct Config {
   std::string events;                         // file; empty: none
   uint64_t events_max_size = 1u << 30;        // then rotated
   std::string admin_socket;                   // Unix path; empty: <spool>/admin.sock
+
+  // ---- read from the files named above when the configuration is (not settings)
+  std::shared_ptr<const tls::ServerSettings> tls_server;  // null: TLS is not offered
 };
+
+// All listeners in one list: --listen first.
+std::vector<Listen> listeners(const Config& config);
 
 using Snapshot = std::shared_ptr<const Config>;
 

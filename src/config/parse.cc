@@ -342,6 +342,28 @@ std::string help() {
   return out;
 }
 
+// What the settings only name. Read with the configuration, so that a reload takes all of it or nothing,
+// and keys may be readable by root alone.
+Status read_files(Config& config) {
+  if (config.tls_certificates.empty()) return success();
+  auto server = std::make_shared<tls::ServerSettings>();
+  for (size_t i = 0; i < config.tls_certificates.size(); ++i) {
+    auto certificate = tls::read_certificate({config.tls_certificates[i], config.tls_keys[i]});
+    if (!certificate) return fail(fmt::format("--tls-certificate: {}", certificate.error().text));
+    server->certificates.push_back(std::move(*certificate));
+  }
+  if (!config.client_ca.empty()) {
+    auto authorities = tls::read_authorities(config.client_ca);
+    if (!authorities) return fail(fmt::format("--client-ca: {}", authorities.error().text));
+    server->client_ca_pem = std::move(*authorities);
+  }
+  if (auto context = tls::ServerContext::make(*server); !context) {
+    return fail(fmt::format("--tls-certificate or --client-ca: {}", context.error().text));
+  }
+  config.tls_server = std::move(server);
+  return success();
+}
+
 }  // namespace
 
 System System::this_machine() {
@@ -352,6 +374,12 @@ System System::this_machine() {
   if (pages > 0 && page > 0)
     system.memory = static_cast<uint64_t>(pages) * static_cast<uint64_t>(page);
   return system;
+}
+
+std::vector<Listen> listeners(const Config& config) {
+  std::vector<Listen> all = config.listen;
+  all.insert(all.end(), config.listen_tls.begin(), config.listen_tls.end());
+  return all;
 }
 
 Result<Invocation> parse(int argc, const char* const* argv) {
@@ -403,6 +431,7 @@ Result<Invocation> parse(const std::vector<std::string>& arguments, const System
   if (errors.any()) return fail(std::move(errors.text));
   derive(*config, invocation.origins, system);
   if (Status status = validate(*config); !status) return fail(status.error());
+  if (Status status = read_files(*config); !status) return fail(status.error());
   invocation.config = std::move(config);
   if (commands.check) {
     invocation.action = Invocation::Action::check_config;

@@ -244,6 +244,18 @@ Result<reactor::Address> parse_server(std::string_view given) {
   return parsed;
 }
 
+Result<Listen> parse_listen_tls(std::string_view given) {
+  auto parsed = parse_listen(given);
+  if (parsed) parsed->tls = true;
+  return parsed;
+}
+Result<std::string> parse_file(std::string_view given) {
+  if (Status status = anything(given); !status) return fail(status.error());
+  if (given.empty()) return fail("a file is needed");
+  return std::string(given);
+}
+std::string print_file(const std::string& path) { return path; }
+
 Row smarthost() {
   Row row = make("smarthost", "HOST:PORT",
                  "Sends all mail that no --route names to this host: no MX look-up, no "
@@ -325,6 +337,19 @@ std::vector<Field> make_schema() {
   add(many("listen", "ADDR:PORT[,proxy]", &C::listen, parse_listen, print_listen,
            "Accepts SMTP here; ',proxy' expects a PROXY header from --proxy-from.")
           .at_start());
+  add(many("listen-tls", "ADDR:PORT[,proxy]", &C::listen_tls, parse_listen_tls, print_listen,
+           "Accepts SMTP here with TLS from the first octet (RFC 8314: port 465).")
+          .at_start());
+  add(many("tls-certificate", "FILE", &C::tls_certificates, parse_file, print_file,
+           "PEM: our certificate and those up to the root; STARTTLS is offered. With several, the name "
+           "that the client asks for chooses, and the first serves the rest."));
+  add(many("tls-key", "FILE", &C::tls_keys, parse_file, print_file,
+           "PEM: the key of the certificate given in the same place."));
+  add(toggle("require-tls", &C::require_tls, "No mail is taken in the clear: 530 5.7.0."));
+  add(text("client-ca", "FILE", &C::client_ca,
+           "PEM: clients that show a certificate of these authorities may send mail to anywhere, as "
+           "those of --relay-from may.")
+          .empty_means("none"));
   add(many(
       "relay-from", "CIDR", &C::relay_from, parse_network,
       [](const reactor::Network& n) { return n.to_string(); },
@@ -571,16 +596,24 @@ Status validate(const Config& config) {
   }
   if (config.spool.empty()) say("--spool: a directory is needed");
   bool proxy = false;
-  for (const Listen& listen : config.listen) proxy |= listen.proxy;
+  for (const Listen& listen : listeners(config)) proxy |= listen.proxy;
   if (proxy && config.proxy_from.empty())
     say("--listen ...,proxy: nobody's PROXY header would be believed; name the proxies with "
         "--proxy-from CIDR");
   if (!proxy && !config.proxy_from.empty())
     say("--proxy-from: no listener expects a PROXY header; write --listen ADDR:PORT,proxy");
   std::set<std::string> seen;
-  for (const Listen& listen : config.listen) {
+  for (const Listen& listen : listeners(config)) {
     if (!seen.insert(listen.address.to_string()).second)
-      say(fmt::format("--listen: {} is given twice", listen.address.to_string()));
+      say(fmt::format("--listen{}: {} is given twice", listen.tls ? "-tls" : "", listen.address.to_string()));
+  }
+  if (config.tls_certificates.size() != config.tls_keys.size())
+    say(fmt::format("--tls-key: {} for {} --tls-certificate; each certificate needs its key, in the same order",
+                    config.tls_keys.size(), config.tls_certificates.size()));
+  if (config.tls_certificates.empty()) {
+    if (!config.listen_tls.empty()) say("--listen-tls: needs --tls-certificate and --tls-key");
+    if (config.require_tls) say("--require-tls: needs --tls-certificate and --tls-key");
+    if (!config.client_ca.empty()) say("--client-ca: needs --tls-certificate and --tls-key");
   }
   seen.clear();
   bool ipv6_source = false;

@@ -24,7 +24,7 @@ dns::MxOptions mx_options(const config::Config& config) {
     add_own(source.ipv4);
     add_own(source.ipv6);
   }
-  for (const config::Listen& listen : config.listen) add_own(listen.address);
+  for (const config::Listen& listen : config::listeners(config)) add_own(listen.address);
   return options;
 }
 

@@ -39,6 +39,9 @@ struct Event {
   std::string_view source, ehlo_name, mx, peer;  // peer: "192.0.2.1:25"
   uint64_t session = 0;         // number of the connection
   uint32_t session_message = 0; // which message of it
+  std::string_view tls_version, tls_suite;  // empty in the clear
+  std::string_view tls_verified;            // what the check of the peer's certificate said
+  std::string_view tls_reason;              // why a delivery went in the clear
   Stage stage = Stage::none;
   std::string_view reply;       // verbatim, bounded to 1 KiB; escaped where it is written out
   uint16_t code = 0;

@@ -207,11 +207,12 @@ void append_json(const Event& event, std::string_view node, std::string& out) {
         &event.queue,        &event.site,      &event.provider,   &event.client,
         &event.account,      &event.source,    &event.ehlo_name,  &event.mx,
         &event.peer,         &event.reply,     &event.enhanced,   &event.bounce_class,
-        &event.reason}) {
+        &event.reason,       &event.tls_version, &event.tls_suite, &event.tls_verified,
+        &event.tls_reason}) {
     texts += text->size();
   }
-  // Keys, quotes, numbers and times of all fields come to less than 1500 octets.
-  size_t most = 1500 + 6 * texts;
+  // Keys, quotes, numbers and times of all fields come to less than 1600 octets.
+  size_t most = 1600 + 6 * texts;
   // Mostly it fits into a buffer that nobody has to clear first.
   char small[8192];
   size_t start = out.size();
@@ -258,6 +259,10 @@ void append_json(const Event& event, std::string_view node, std::string& out) {
   line.text(",\"ehlo_name\":", event.ehlo_name);
   line.text(",\"mx\":", event.mx);
   line.text(",\"peer\":", event.peer);
+  line.text(",\"tls_version\":", event.tls_version);
+  line.text(",\"tls_suite\":", event.tls_suite);
+  line.text(",\"tls_verified\":", event.tls_verified);
+  line.text(",\"tls_reason\":", event.tls_reason);
   line.number(",\"session\":", event.session);
   line.number(",\"session_message\":", event.session_message);
   if (event.stage != Stage::none) line.text(",\"stage\":", to_string(event.stage));

@@ -347,6 +347,7 @@ smtp::Reply Acceptance::submit(Submission& submission, const Settings& settings,
   received.client_address = envelope.client;
   received.hostname = config.hostname;
   received.esmtp = origin.esmtp;
+  received.tls = !origin.tls_version.empty();
   received.smtputf8 = envelope.smtputf8;
   received.id = message.id;
   if (envelope.recipients.size() == 1) received.only_recipient = envelope.recipients[0].address;
@@ -411,6 +412,9 @@ void Acceptance::encode_event(Submission& submission, const Origin& origin, std:
   event.pool = envelope.pool;
   event.client = envelope.client;
   event.account = envelope.account;
+  event.tls_version = origin.tls_version;
+  event.tls_suite = origin.tls_suite;
+  event.tls_verified = origin.tls_verified;
   event.session = origin.session;
   event.session_message = origin.session_message;
   event.size = message.content.size();

@@ -79,6 +79,8 @@ class Submission {
 struct Origin {
   std::string_view helo;
   bool esmtp = true;
+  std::string_view tls_version, tls_suite;  // empty without TLS
+  std::string_view tls_verified;            // of the client's certificate, where one is asked for
   uint64_t session = 0;
   uint32_t session_message = 0;
   uint32_t transaction_ms = 0;

@@ -28,7 +28,7 @@ SmtpListener::~SmtpListener() {
 
 Status SmtpListener::open(const std::vector<config::Listen>& listen, Sharing sharing) {
   for (const config::Listen& at : listen) {
-    auto port = std::make_unique<Port>(*this, context_.io, at.proxy);
+    auto port = std::make_unique<Port>(*this, context_.io, Opening{at.proxy, at.tls});
     reactor::ListenOptions options;
     options.address = at.address;
     Status opened = success();
@@ -62,18 +62,18 @@ void SmtpListener::set_shedding(bool shedding, std::string_view why) {
   }
 }
 
-void SmtpListener::on_accepted(reactor::Handle handle, bool proxy) {
+void SmtpListener::on_accepted(reactor::Handle handle, Opening opening) {
   if (draining_) return context_.io.close(handle);
   Result<reactor::Address> peer = context_.io.peer_address(handle);
   if (!peer) return context_.io.close(handle, true);  // gone already
   Session& session = take_session();
   if (shedding_) {
     ++context_.stats.refused_shedding;
-    session.start_refused(handle, kShedding);
+    session.start_refused(handle, kShedding, opening);
     return;
   }
   uint64_t number = uint64_t{context_.shard} << 48 | next_session_++;
-  session.start(handle, *peer, number, proxy);
+  session.start(handle, *peer, number, opening);
 }
 
 Session& SmtpListener::take_session() {

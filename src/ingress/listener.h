@@ -66,17 +66,17 @@ class SmtpListener {
 
  private:
   struct Port final : net::ListenerOwner {
-    Port(SmtpListener& owner, reactor::Io& io, bool expect_proxy)
-        : smtp(owner), listener(io, *this), proxy(expect_proxy) {}
-    void on_accepted(reactor::Handle handle) override { smtp.on_accepted(handle, proxy); }
+    Port(SmtpListener& owner, reactor::Io& io, Opening how)
+        : smtp(owner), listener(io, *this), opening(how) {}
+    void on_accepted(reactor::Handle handle) override { smtp.on_accepted(handle, opening); }
     void on_accept_error(int error) override { smtp.on_accept_error(error); }
     void on_listener_closed() override { smtp.check_drained(); }
     SmtpListener& smtp;
     net::Listener listener;
-    bool proxy;
+    Opening opening;
   };
 
-  void on_accepted(reactor::Handle handle, bool proxy);
+  void on_accepted(reactor::Handle handle, Opening opening);
   void on_accept_error(int error);
   Session& take_session();
   void check_drained();

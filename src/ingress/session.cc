@@ -53,6 +53,7 @@ std::string_view to_string(Session::State state) {
   switch (state) {
     case Session::State::idle: return "idle";
     case Session::State::proxy: return "waiting for the PROXY header";
+    case Session::State::securing: return "TLS handshake";
     case Session::State::greeting: return "about to greet";
     case Session::State::talking: return "talking";
     case Session::State::closing: return "sending the last reply";
@@ -81,14 +82,15 @@ void Session::enter(State state) {
 int64_t Session::now() const { return context_.io.now(); }
 
 void Session::start(reactor::Handle handle, const reactor::Address& peer, uint64_t number,
-                    bool expect_proxy) {
+                    Opening opening) {
   ASSERT(state_ == State::idle);
+  opening_ = opening;
   number_ = number;
   ++context_.stats.connections_open;
   session_settings_ = acceptance_.settings();
   stream_.start(handle, reactor::BufferGroup::ingress);
   idle_since_ = last_data_ = now();
-  if (!expect_proxy) {
+  if (!opening.proxy) {
     on_client_known(peer);
   } else if (session_settings_->may_proxy(peer)) {
     enter(State::proxy);
@@ -99,8 +101,9 @@ void Session::start(reactor::Handle handle, const reactor::Address& peer, uint64
   }
 }
 
-void Session::start_refused(reactor::Handle handle, const smtp::Reply& refusal) {
+void Session::start_refused(reactor::Handle handle, const smtp::Reply& refusal, Opening opening) {
   ASSERT(state_ == State::idle);
+  opening_ = opening;
   ++context_.stats.connections_open;
   session_settings_ = acceptance_.settings();
   stream_.start(handle, reactor::BufferGroup::ingress);
@@ -109,7 +112,8 @@ void Session::start_refused(reactor::Handle handle, const smtp::Reply& refusal) 
 }
 
 void Session::refuse(const smtp::Reply& refusal) {
-  refused_ = listener_.may_refuse();
+  // Where TLS comes first, a reply would cost a handshake.
+  refused_ = !opening_.tls && listener_.may_refuse();
   if (refused_) {
     begin_talking(&refusal);
   } else {
@@ -122,19 +126,71 @@ void Session::on_client_known(const reactor::Address& client) {
   smtp::Reply refusal = listener_.enter(client);
   if (refusal.code != 0) return refuse(refusal);
   counted_ = true;
+  if (opening_.tls) return start_tls();
   enter(State::greeting);
   rearm();
+}
+
+void Session::start_tls() {
+  starting_tls_ = false;
+  enter(State::securing);
+  stream_.start_tls(tls::Engine::accept(session_settings_->tls));
+  rearm();
+}
+
+void Session::on_secure() {
+  if (state_ != State::securing) return;
+  Stats& stats = context_.stats;
+  ++stats.tls_handshakes;
+  const tls::Engine& engine = *stream_.tls();
+  if (engine.info().resumed) ++stats.tls_resumed;
+  certified_ = session_settings_->tls->asks_for_certificate() && engine.info().verified == tls::Verified::ok;
+  idle_since_ = last_data_ = now();
+  if (!protocol_) {
+    enter(State::greeting);
+  } else {
+    protocol_->secured();
+    settings_.reset();  // certified_ may have changed what adopt() decides
+    adopt(session_settings_);
+    enter(State::talking);
+    if (draining_) schedule_settle();
+  }
+  rearm();
+}
+
+void Session::count_failed_handshake() {
+  Stats& stats = context_.stats;
+  switch (stream_.tls()->failure()) {
+    case tls::Failure::not_tls:
+      ++stats.tls_failed_plaintext;
+      break;
+    case tls::Failure::no_common:
+      ++stats.tls_failed_no_common;
+      break;
+    case tls::Failure::peer_alert:
+      ++stats.tls_failed_alert;
+      break;
+    case tls::Failure::certificate:
+    case tls::Failure::protocol:
+      ++stats.tls_failed_protocol;
+      break;
+    case tls::Failure::none:
+      ++stats.tls_failed_ended;
+      break;
+  }
+  log::debug("session {}: TLS handshake with {}: {}", number_, client_, stream_.tls()->error());
 }
 
 void Session::adopt(const SettingsRef& settings) {
   if (settings_ == settings) return;
   settings_ = settings;
-  may_relay_ = settings_->may_relay(parse_client(client_));
+  may_relay_ = certified_ || settings_->may_relay(parse_client(client_));
 }
 
 void Session::begin_talking(const smtp::Reply* refusal) {
   protocol_.emplace(session_settings_->server, static_cast<smtp::ServerPolicy&>(*this));
   adopt(session_settings_);
+  if (stream_.tls()) protocol_->secured();
   protocol_->greet(refusal);
   if (!refusal) ++context_.stats.connections_accepted;
   enter(State::talking);
@@ -155,10 +211,13 @@ void Session::on_data(char* data, size_t size, reactor::BufferRef buffer) {
     // Whoever speaks now has not read the greeting: the protocol says so and closes.
     ++context_.stats.early_talkers;
     protocol_.emplace(session_settings_->server, static_cast<smtp::ServerPolicy&>(*this));
+    if (stream_.tls()) protocol_->secured();
     adopt(session_settings_);
     enter(State::talking);
   }
   if (state_ != State::talking) return;
+  // Behind STARTTLS and ahead of our 220: not from a client that keeps to the protocol (CVE-2011-0411).
+  if (starting_tls_) return end(true);
   if (!input_.empty() || held()) {
     keep_input(data, size, std::move(buffer));
   } else {
@@ -250,6 +309,14 @@ size_t Session::advance(std::string_view piece, const reactor::BufferRef& buffer
         }
         drop_message();
         break;
+      case Event::start_tls:
+        // More input than the piece had may be waiting, from before the command or behind it.
+        if (used < piece.size() || !input_.empty()) {
+          end(true);
+          return piece.size();
+        }
+        starting_tls_ = true;
+        return used;
       case Event::blocked:
         input_blocked_ = true;
         return used;
@@ -272,6 +339,11 @@ void Session::on_message_end() {
   Origin origin;
   origin.helo = protocol_->helo();
   origin.esmtp = protocol_->esmtp();
+  if (const tls::Engine* engine = stream_.tls()) {
+    origin.tls_version = engine->info().version;
+    origin.tls_suite = engine->info().suite;
+    if (session_settings_->tls->asks_for_certificate()) origin.tls_verified = tls::to_string(engine->info().verified);
+  }
   origin.session = number_;
   origin.session_message = static_cast<uint32_t>(number);
   origin.transaction_ms = static_cast<uint32_t>((now() - message_began_) / kNsPerMs);
@@ -381,6 +453,7 @@ void Session::settle() {
         protocol_->shut_down(smtp::replies::kShuttingDown);
       }
     } while (send_replies() && !input_.empty());
+    if (starting_tls_ && stream_.sending() && !protocol_->has_output()) return start_tls();
 
     if (peer_done_ && input_.empty()) drop_message();
     bool quiet = !protocol_->has_output() && protocol_->pending_messages() == 0;
@@ -422,7 +495,10 @@ void Session::on_sent() { schedule_settle(); }
 void Session::on_end(int error) {
   if (state_ == State::ending) return;
   peer_done_ = true;
-  if (error != 0 || state_ == State::proxy || state_ == State::greeting) return end(false);
+  if (state_ == State::securing) count_failed_handshake();
+  if (error != 0 || state_ == State::proxy || state_ == State::securing || state_ == State::greeting) {
+    return end(false);
+  }
   schedule_settle();
 }
 
@@ -455,7 +531,7 @@ void Session::fail_with(const smtp::Reply& reply) {
 
 void Session::drain() {
   draining_ = true;
-  if (state_ == State::proxy) return end(false);
+  if (state_ == State::proxy || (state_ == State::securing && !protocol_)) return end(false);
   if (state_ == State::greeting) begin_talking(&smtp::replies::kShuttingDown);
   if (state_ == State::talking) schedule_settle();
 }
@@ -498,7 +574,7 @@ void Session::on_closed() {
   if (outgoing_.capacity() > kKeptCapacity) outgoing_ = {};
   outgoing_.clear();
   input_ = {};
-  may_relay_ = input_blocked_ = peer_done_ = draining_ = stopping_ = false;
+  may_relay_ = input_blocked_ = peer_done_ = draining_ = stopping_ = starting_tls_ = certified_ = false;
   bool refused = std::exchange(refused_, false);
   state_ = State::idle;
   listener_.on_session_closed(*this, refused);
@@ -513,6 +589,8 @@ int64_t Session::deadline() const {
       return kNever;
     case State::proxy:
       return state_since_ + kProxyTimeoutNs;
+    case State::securing:
+      return state_since_ + kHandshakeNs;
     case State::greeting:
       return state_since_ + kGreetingDelayNs;
     case State::closing:
@@ -550,6 +628,10 @@ void Session::on_timer() {
       return;
     case State::proxy:
       ++context_.stats.refused_proxy;
+      return end(true);
+    case State::securing:
+      ++context_.stats.timeouts;
+      ++context_.stats.tls_failed_ended;
       return end(true);
     case State::greeting:
       return begin_talking(nullptr);

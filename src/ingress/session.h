@@ -3,6 +3,7 @@
 // watches the clock, and hands complete messages to the Acceptance.
 //
 //   proxy       waiting for the PROXY header (listeners that expect one)
+//   securing    TLS handshake: before the greeting (--listen-tls) or after STARTTLS
 //   greeting    waiting one tick, to catch clients that speak first
 //   talking     the dialogue; what has come in is worked off as far as commits, admission and the
 //               client's own reading allow
@@ -30,11 +31,17 @@ namespace millrace::ingress {
 
 class SmtpListener;
 
+// What a listener's connections begin with.
+struct Opening {
+  bool proxy = false;  // a PROXY header
+  bool tls = false;    // TLS, behind it
+};
+
 class Session final : private net::StreamOwner,
                       private smtp::ServerPolicy,
                       private queue::AdmissionWaiter {
  public:
-  enum class State : uint8_t { idle, proxy, greeting, talking, closing, ending };
+  enum class State : uint8_t { idle, proxy, securing, greeting, talking, closing, ending };
 
   Session(SmtpListener& listener, Acceptance& acceptance);
   // REQUIRES: idle
@@ -42,11 +49,10 @@ class Session final : private net::StreamOwner,
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  // Takes over a connection. `expect_proxy`: its first bytes are a PROXY header.
-  void start(reactor::Handle handle, const reactor::Address& peer, uint64_t number,
-             bool expect_proxy);
+  // Takes over a connection.
+  void start(reactor::Handle handle, const reactor::Address& peer, uint64_t number, Opening opening);
   // The same for a connection that is only told why it is not served.
-  void start_refused(reactor::Handle handle, const smtp::Reply& refusal);
+  void start_refused(reactor::Handle handle, const smtp::Reply& refusal, Opening opening);
 
   // Ends with 421 when no transaction is under way.
   void drain();
@@ -58,6 +64,7 @@ class Session final : private net::StreamOwner,
 
   static constexpr int64_t kGreetingDelayNs = 1;             // to the next tick of the timers
   static constexpr int64_t kProxyTimeoutNs = 10'000'000'000;
+  static constexpr int64_t kHandshakeNs = 60'000'000'000;
   static constexpr int64_t kLastReplyNs = 10'000'000'000;    // for the client to take it
   static constexpr int64_t kStopNs = 1'000'000'000;          // the same, when told to stop
   static constexpr int64_t kSlowCheckNs = 2'000'000'000;     // between looks at a partial message
@@ -74,6 +81,7 @@ class Session final : private net::StreamOwner,
 
   // net::StreamOwner
   void on_data(char* data, size_t size, reactor::BufferRef buffer) override;
+  void on_secure() override;
   void on_sent() override;
   void on_end(int error) override;
   void on_closed() override;
@@ -89,6 +97,8 @@ class Session final : private net::StreamOwner,
   size_t advance_proxy(std::string_view piece);
   void on_client_known(const reactor::Address& client);
   void refuse(const smtp::Reply& refusal);
+  void start_tls();
+  void count_failed_handshake();
   void adopt(const SettingsRef& settings);
   void on_message_end();
   static void on_answer(void* self, Submission& submission, const Answer& answer);
@@ -136,6 +146,9 @@ class Session final : private net::StreamOwner,
   uint64_t slow_check_bytes_ = 0;
   State state_ = State::idle;
   bool refused_ = false;
+  Opening opening_;
+  bool starting_tls_ = false;     // STARTTLS was taken, its 220 has not been sent
+  bool certified_ = false;        // showed a certificate of --client-ca
   bool counted_ = false;          // entered in ConnectionLimits
   bool may_relay_ = false;
   bool waiting_admission_ = false;

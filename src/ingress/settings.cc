@@ -25,6 +25,8 @@ smtp::ServerOptions server_options_of(const config::Config& config) {
   options.max_message_size = std::min(config.max_message_size, smtp::kLargestMessage);
   options.max_recipients = config.max_recipients;
   options.max_errors = config.max_errors;
+  options.starttls = config.tls_server != nullptr;
+  options.require_tls = config.require_tls;
   // Line faults are judged at the end of the message, by the settings of that moment.
   options.keep_bad_lines = true;
   return options;
@@ -36,7 +38,12 @@ Settings::Settings(config::Snapshot snapshot)
     : config(std::move(snapshot)),
       server(server_options_of(*config)),
       rules({config->header_pool, config->header_job, config->header_envid, config->header_expire}),
-      received_mode(received_mode_of(config->received)) {}
+      received_mode(received_mode_of(config->received)) {
+  if (!config->tls_server) return;
+  auto made = tls::ServerContext::make(*config->tls_server);
+  ASSERT(made.ok());  // it has been made once when the configuration was read
+  tls = std::move(*made);
+}
 
 bool Settings::may_relay(const reactor::Address& client) const {
   return any_contains(config->relay_from, client);

@@ -9,6 +9,7 @@
 #include "mail/headers.h"
 #include "reactor/address.h"
 #include "smtp/server_protocol.h"
+#include "tls/context.h"
 
 namespace millrace::ingress {
 
@@ -22,6 +23,7 @@ struct Settings {
   smtp::ServerOptions server;
   mail::HeaderRules rules;
   mail::ReceivedMode received_mode;
+  std::shared_ptr<tls::ServerContext> tls;  // null: not offered
 
   bool may_relay(const reactor::Address& client) const;
   bool may_proxy(const reactor::Address& peer) const;

@@ -19,6 +19,15 @@ struct Stats {
   uint64_t command_errors = 0;         // 5xx to commands
   uint64_t sessions_paused = 0;        // now: receiving stopped by us
 
+  // ---- TLS
+  uint64_t tls_handshakes = 0;         // completed, resumed ones included
+  uint64_t tls_resumed = 0;
+  uint64_t tls_failed_plaintext = 0;   // the client spoke in the clear
+  uint64_t tls_failed_no_common = 0;   // no version or suite in common
+  uint64_t tls_failed_alert = 0;       // the client refused
+  uint64_t tls_failed_protocol = 0;    // broken records or messages
+  uint64_t tls_failed_ended = 0;       // closed, reset or silent during the handshake
+
   // ---- messages
   uint64_t messages = 0;               // accepted
   uint64_t bytes = 0;                  // canonical octets of them

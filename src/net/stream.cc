@@ -31,7 +31,7 @@ void Stream::start(reactor::Handle handle, reactor::BufferGroup group) {
   send_error_ = 0;
   unsent_ = 0;
   tls_.reset();
-  secured_ = send_shut_ = false;
+  secured_ = send_shut_ = plain_tail_ = false;
   start_receive();
 }
 
@@ -167,14 +167,15 @@ void Stream::send(std::span<const iovec> parts) {
 }
 
 void Stream::start_tls(std::unique_ptr<tls::Engine> engine) {
-  ASSERT(state_ == State::open && !sending_ && !tls_ && engine);
+  ASSERT(state_ == State::open && !tls_ && engine);
   tls_ = std::move(engine);
+  plain_tail_ = sending_;
   pump_tls();
 }
 
 // Sends what the engine has to say and, behind it, as much of the current send as makes a batch.
 void Stream::pump_tls() {
-  if (send_.pending() || failed_ || send_shut_ || state_ != State::open) return;
+  if (send_.pending() || plain_tail_ || failed_ || send_shut_ || state_ != State::open) return;
   ASSERT(wire_.empty() && records_.empty());
   std::string& output = tls_->output();
   if (sending_ && !parts_.empty() && !output.empty() && output.capacity() < kKeptWire) output.reserve(kKeptWire);
@@ -215,9 +216,9 @@ void Stream::on_send_done(Completion& completion) {
   if (state_ == State::closing || failed_) {
     // What left all the same: the owner may ask for it in on_closed().
     if (completion.result > 0) {
-      if (tls_ && !wire_.empty()) {
-        account_wire(static_cast<size_t>(completion.result));
-      } else if (!tls_) {
+      if (tls_ && !plain_tail_) {
+        if (!wire_.empty()) account_wire(static_cast<size_t>(completion.result));
+      } else {
         unsent_ -= static_cast<size_t>(completion.result);
       }
     }
@@ -227,7 +228,7 @@ void Stream::on_send_done(Completion& completion) {
   if (completion.result < 0) {
     int error = -completion.result;
     if (error == EAGAIN || error == EINTR) {
-      if (tls_) {
+      if (tls_ && !plain_tail_) {
         io_.send(send_, handle_, {&wire_part_, 1});
       } else {
         start_send();
@@ -242,7 +243,7 @@ void Stream::on_send_done(Completion& completion) {
     return;
   }
   auto sent = static_cast<size_t>(completion.result);
-  if (tls_) {
+  if (tls_ && !plain_tail_) {
     account_wire(sent);
     if (wire_sent_ < wire_.size()) return io_.send(send_, handle_, {&wire_part_, 1});
     if (wire_.capacity() > kKeptWire) wire_ = {};
@@ -269,7 +270,7 @@ void Stream::on_send_done(Completion& completion) {
 }
 
 void Stream::on_all_sent() {
-  sending_ = false;
+  sending_ = plain_tail_ = false;
   if (tls_) {
     if (shutdown_wanted_) tls_->close();
     pump_tls();

@@ -9,8 +9,8 @@
 //    buffers of an unfinished send must stay valid until then.
 //  - Steady state allocates nothing: the parts of a send lie in an inline array that grows once.
 //
-// TLS. start_tls() puts an engine (tls/engine.h) between the owner and the socket, at any moment at which
-// nothing is being sent; on_secure() says that the handshake is done. From then on the same functions
+// TLS. start_tls() puts an engine (tls/engine.h) between the owner and the socket, at any moment;
+// on_secure() says that the handshake is done. From then on the same functions
 // move plaintext: what was received is decrypted where it lies, except for a record that came in two
 // receives, which is given in a private buffer of the same group; a send is encrypted 64 KiB at a time.
 // A plaintext stream pays one test of a pointer for all that.
@@ -74,8 +74,9 @@ class Stream {
   // it never took.
   size_t unsent() const { return unsent_; }
 
-  // From now on everything that comes or goes is the engine's, beginning with its own handshake.
-  // REQUIRES: open() and !sending(), and no TLS yet; send() waits for on_secure().
+  // From now on everything that comes or goes is the engine's, beginning with its own handshake; a send
+  // that is under way still leaves in the clear (a server's 220), and on_sent() follows it.
+  // REQUIRES: open(), no TLS yet; send() waits for on_secure().
   void start_tls(std::unique_ptr<tls::Engine> engine);
   // nullptr without TLS. Until the next start().
   const tls::Engine* tls() const { return tls_.get(); }
@@ -150,6 +151,7 @@ class Stream {
   std::unique_ptr<tls::Engine> tls_;
   bool secured_ = false;           // on_secure has been called
   bool send_shut_ = false;         // nothing more leaves
+  bool plain_tail_ = false;        // the send under way began before start_tls()
   std::string wire_;               // ciphertext being sent
   iovec wire_part_{};              // what is left of it
   size_t wire_sent_ = 0;

@@ -163,6 +163,10 @@ ReachableFiles reachable_files(const config::Invocation& invocation) {
   ReachableFiles files;
   files.write = {config.spool, folder_of(config.admin_socket)};
   files.sync = {folder_of(config.spool)};
+  for (const auto* list : {&config.tls_certificates, &config.tls_keys}) {
+    for (const std::string& path : *list) files.read.push_back(folder_of(path));
+  }
+  if (!config.client_ca.empty()) files.read.push_back(folder_of(config.client_ca));
   if (!config.events.empty()) files.write.push_back(folder_of(config.events));
   if (!invocation.config_file.empty()) files.read.push_back(folder_of(invocation.config_file));
   // What the resolver reads, and reads again when it has changed.

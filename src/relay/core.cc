@@ -91,7 +91,7 @@ Status Core::open_rest() {
   for (auto& shard : shards_) peers.push_back({&shard->scheduler(), &shard->mailbox()});
   for (auto& shard : shards_) shard->scheduler().set_peers(peers);
   control_->apply_recovered();
-  std::vector<config::Listen> listen = config_->listen;
+  std::vector<config::Listen> listen = config::listeners(*config_);
   for (auto& shard : shards_) {
     Status status = shard->listen(listen);
     if (!status.ok()) return status;

@@ -26,6 +26,7 @@ void append_reply(std::string& out, const Reply& reply);
 namespace replies {
 inline constexpr Reply kBye{221, {2, 0, 0}, "Bye"};
 inline constexpr Reply kOk{250, {2, 0, 0}, "Ok"};
+inline constexpr Reply kStartTls{220, {2, 0, 0}, "Ready to start TLS"};
 inline constexpr Reply kSenderOk{250, {2, 1, 0}, "Ok"};
 inline constexpr Reply kRecipientOk{250, {2, 1, 5}, "Ok"};
 inline constexpr Reply kChunkOk{250, {2, 0, 0}, "Chunk received"};
@@ -65,6 +66,9 @@ inline constexpr Reply kHelloFirst{503, {5, 5, 1}, "Send EHLO or HELO first"};
 inline constexpr Reply kMailFirst{503, {5, 5, 1}, "Send MAIL first"};
 inline constexpr Reply kNestedMail{503, {5, 5, 1}, "Sender already given"};
 inline constexpr Reply kNotDuringBdat{503, {5, 5, 1}, "Not between BDAT commands"};
+inline constexpr Reply kTlsActive{503, {5, 5, 1}, "TLS is active already"};
+inline constexpr Reply kNotInTransaction{503, {5, 5, 1}, "Not in the middle of a transaction"};
+inline constexpr Reply kTlsFirst{530, {5, 7, 0}, "Must issue a STARTTLS command first"};
 inline constexpr Reply kNoRecipients{554, {5, 5, 1}, "No valid recipients"};
 inline constexpr Reply kBdatFailed{503, {5, 5, 1}, "An earlier BDAT was refused; send RSET"};
 inline constexpr Reply kMessageTooLarge{552, {5, 3, 4}, "Message larger than the announced limit"};

@@ -66,6 +66,8 @@ std::string_view to_string(ServerProtocol::State state) {
       return "throwing away a refused chunk";
     case ServerProtocol::State::bdat_failed:
       return "waiting for RSET after a refused chunk";
+    case ServerProtocol::State::starting_tls:
+      return "starting TLS";
     case ServerProtocol::State::closing:
       return "closing";
   }
@@ -132,6 +134,7 @@ ServerProtocol::Step ServerProtocol::advance(std::string_view piece) {
       close_with(replies::kEarlyTalker);
       step.consumed = piece.size();
       break;
+    case State::starting_tls:
     case State::closing:
       step.consumed = piece.size();
       break;
@@ -217,6 +220,20 @@ bool ServerProtocol::is_legal_group(Verb verb, bool more_input) const {
 }
 
 void ServerProtocol::on_command(const Command& command, Step& step) {
+  if (options_.require_tls && !secure_) {
+    switch (command.verb) {  // RFC 3207 4: what may still be said
+      case Verb::ehlo:
+      case Verb::helo:
+      case Verb::noop:
+      case Verb::starttls:
+      case Verb::quit:
+        break;
+      case Verb::bdat:
+        return refuse_chunk(command, replies::kTlsFirst, state_);
+      default:
+        return refuse(replies::kTlsFirst);
+    }
+  }
   switch (command.verb) {
     case Verb::helo:
     case Verb::ehlo:
@@ -254,12 +271,37 @@ void ServerProtocol::on_command(const Command& command, Step& step) {
     case Verb::quit:
       close_with(replies::kBye);
       break;
-    case Verb::expn:
     case Verb::starttls:
+      on_starttls(step);
+      break;
+    case Verb::expn:
     case Verb::auth:
       refuse(replies::kNotImplemented);
       break;
   }
+}
+
+void ServerProtocol::on_starttls(Step& step) {
+  if (secure_) return refuse(replies::kTlsActive);
+  if (!options_.starttls) return refuse(replies::kNotImplemented);
+  if (state_ == State::greeted) return refuse(replies::kHelloFirst);
+  // With a message under way its reply would have to leave in the clear behind the 220.
+  if (state_ != State::ready || pending_count_ > 0) return refuse(replies::kNotInTransaction);
+  say(replies::kStartTls);
+  enter(State::starting_tls);
+  step.event = Event::start_tls;
+}
+
+void ServerProtocol::secured() {
+  ASSERT(!secure_ && (state_ == State::starting_tls || state_ == State::connected));
+  secure_ = true;
+  if (state_ == State::connected) return;
+  envelope_.clear();
+  helo_.clear();
+  esmtp_ = false;
+  lines_.reset();
+  lines_.set_limit(kCommandLineLimit);
+  enter(State::greeted);
 }
 
 bool ServerProtocol::count_idle_command() {
@@ -304,6 +346,7 @@ void ServerProtocol::say_capabilities() {
   line(offered.enhanced_status, "ENHANCEDSTATUSCODES");
   line(offered.chunking, "CHUNKING");
   line(offered.dsn, "DSN");
+  line(options_.starttls && !secure_, "STARTTLS");
   number_line(offered.limits, "LIMITS RCPTMAX=", options_.max_recipients);
   text[last + 3] = ' ';
 }

@@ -54,6 +54,8 @@ struct ServerOptions {   // constant while a session lasts
   uint32_t max_idle_commands = 200;  // NOOP, RSET, VRFY, ... since the last message, then 421
   uint32_t max_messages = 0;         // per session; 0 is no limit
   uint32_t max_pending_messages = 8;
+  bool starttls = false;      // offered, and taken (RFC 3207)
+  bool require_tls = false;   // nothing but STARTTLS leads on in the clear
   bool keep_bad_lines = false;  // a message with line faults ends in message_end all the same
 };
 
@@ -85,6 +87,7 @@ class ServerProtocol {
     between_chunks,
     drain_chunk,  // a refused chunk's octets pass by
     bdat_failed,  // a chunk was refused: only RSET, a new EHLO or QUIT lead on
+    starting_tls, // 220 to STARTTLS is written: bytes that follow are not for us
     closing,      // the last reply is written, or waits behind pending messages
   };
 
@@ -93,6 +96,9 @@ class ServerProtocol {
     message_end,  // all of it: facts(), envelope(), message_number(); message_done() must follow
     message_discarded,  // between its begin and its end: drop what was kept of it. envelope() and
                         // facts() still tell of it until the next advance().
+    start_tls,          // take_output() holds the 220, which is the last that leaves in the clear; what
+                        // follows the command is TLS, and secured() says when it stands. In the piece
+                        // nothing followed.
     blocked,            // too many pending messages, or MAIL waits for its answer: call again after
                         // message_done() or answer_mail()
   };
@@ -120,6 +126,10 @@ class ServerProtocol {
   // The reply to the message of that number: 250, or its refusal. `reply` is copied.
   // REQUIRES: message_end was reported for it, and it has not been answered.
   void message_done(uint64_t number, const Reply& reply);
+  // The connection is encrypted from here on: after Event::start_tls, or before greet(). All that was
+  // said before is forgotten (RFC 3207 4.2).
+  void secured();
+  bool secure() const { return secure_; }
   // The answer to the MAIL whose check_mail() said kLater; code 0 accepts it. Nothing is said when
   // the session was shut down meanwhile. REQUIRES: that MAIL has not been answered.
   void answer_mail(const Reply& reply);
@@ -173,6 +183,7 @@ class ServerProtocol {
   void on_rcpt(const Command& command);
   void on_data_command(Step& step);
   void on_bdat(const Command& command, Step& step);
+  void on_starttls(Step& step);
   void refuse_chunk(const Command& command, const Reply& reply, State after);
   void end_chunk(Step& step);
   void end_message(Step& step);
@@ -197,6 +208,7 @@ class ServerProtocol {
   std::string helo_;
   Reply shutdown_;  // code 0: none asked for
   bool esmtp_ = false;
+  bool secure_ = false;
   bool mail_waits_ = false;      // for answer_mail()
   bool message_open_ = false;    // between its begin and its end
   bool message_wanted_ = false;  // its bytes are still reported

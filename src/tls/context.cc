@@ -139,7 +139,25 @@ Status use_certificate(WOLFSSL_CTX* context, const Certificate& certificate) {
   return success();
 }
 
+Status trust(WOLFSSL_CTX* context, const std::string& pem, bool pass_over_faults) {
+  const int loaded = wolfSSL_CTX_load_verify_buffer_ex(
+      context, bytes_of(pem), static_cast<long>(pem.size()), WOLFSSL_FILETYPE_PEM, 0,
+      pass_over_faults ? WOLFSSL_LOAD_FLAG_IGNORE_ERR : WOLFSSL_LOAD_FLAG_NONE);
+  if (loaded != WOLFSSL_SUCCESS) return fail(fmt::format("no authorities: {}", reason(loaded)));
+  return success();
+}
+
 }  // namespace
+
+Result<std::string> read_authorities(const std::string& path) {
+  start_library();
+  Result<std::string> pem = read_file(path);
+  if (!pem) return pem;
+  if (pem->find("-----BEGIN CERTIFICATE-----") == std::string::npos) {
+    return fail(fmt::format("{} holds no certificate", path));
+  }
+  return pem;
+}
 
 bool name_matches(std::string_view pattern, std::string_view host) {
   if (pattern == host) return true;
@@ -210,7 +228,7 @@ Result<std::shared_ptr<ServerContext>> ServerContext::make(const ServerSettings&
   ASSERT(!settings.certificates.empty());
   start_library();
   std::shared_ptr<ServerContext> made(new ServerContext(secret, settings.service));
-  made->asks_for_certificate_ = !settings.client_ca.empty();
+  made->asks_for_certificate_ = !settings.client_ca_pem.empty();
   made->exports_bindings_ = settings.channel_bindings;
   for (const Certificate& certificate : settings.certificates) {
     WOLFSSL_CTX* context = wolfSSL_CTX_new(wolfSSLv23_server_method());
@@ -220,10 +238,7 @@ Result<std::shared_ptr<ServerContext>> ServerContext::make(const ServerSettings&
     if (Status status = use_certificate(context, certificate); !status) return fail(status.error());
     wolfSSL_CTX_SetMinRsaKey_Sz(context, kServerSmallestRsaBits);
     if (made->asks_for_certificate_) {
-      const int loaded = wolfSSL_CTX_load_verify_locations(context, settings.client_ca.c_str(), nullptr);
-      if (loaded != WOLFSSL_SUCCESS) {
-        return fail(fmt::format("{}: no authorities in it: {}", settings.client_ca, reason(loaded)));
-      }
+      if (Status status = trust(context, settings.client_ca_pem, false); !status) return fail(status.error());
       // A session that is resumed shows no certificate: whoever relays by one shows it each time.
       wolfSSL_CTX_no_ticket_TLSv13(context);
     } else {
@@ -269,18 +284,12 @@ Result<std::shared_ptr<ClientContext>> ClientContext::make(const ClientSettings&
   if (Status status = set_common(context, kClientSuites); !status) return fail(status.error());
   wolfSSL_CTX_SetMinRsaKey_Sz(context, kClientSmallestRsaBits);
   wolfSSL_CTX_UseSessionTicket(context);
-  if (!settings.ca_file.empty()) {
+  if (!settings.ca_pem.empty()) {
     // One odd certificate in a bundle must not cost the other hundred.
-    const int loaded = wolfSSL_CTX_load_verify_locations_ex(context, settings.ca_file.c_str(), nullptr,
-                                                            WOLFSSL_LOAD_FLAG_IGNORE_ERR);
-    if (loaded != WOLFSSL_SUCCESS) {
-      return fail(fmt::format("{}: no authorities in it: {}", settings.ca_file, reason(loaded)));
-    }
+    if (Status status = trust(context, settings.ca_pem, true); !status) return fail(status.error());
   }
-  if (!settings.certificate.chain.empty()) {
-    Result<Certificate> certificate = read_certificate(settings.certificate);
-    if (!certificate) return fail(certificate.error());
-    if (Status status = use_certificate(context, *certificate); !status) return fail(status.error());
+  if (!settings.certificate.chain_pem.empty()) {
+    if (Status status = use_certificate(context, settings.certificate); !status) return fail(status.error());
   }
   return made;
 }

@@ -32,10 +32,12 @@ struct Certificate {
   bool ecdsa = false;
 };
 Result<Certificate> read_certificate(const CertificateFiles& files);
+// A bundle of authorities: PEM, at least one certificate in it.
+Result<std::string> read_authorities(const std::string& path);
 
 struct ServerSettings {
   std::vector<Certificate> certificates;  // at least one; the first serves clients that name no other
-  std::string client_ca;                  // PEM file: a certificate is asked for, and checked against it
+  std::string client_ca_pem;              // a certificate is asked for, and checked against these
   bool channel_bindings = false;          // Engine::channel_binding() is wanted
   std::string service = "smtp";           // tickets of one service open no session of another
 };
@@ -68,8 +70,8 @@ class ServerContext {
 };
 
 struct ClientSettings {
-  std::string ca_file;  // PEM bundle of trusted authorities; empty: none, so that nothing verifies
-  CertificateFiles certificate;  // ours, for servers that ask; empty: none
+  std::string ca_pem;  // trusted authorities; empty: none, so that nothing verifies
+  Certificate certificate;  // ours, for servers that ask; empty: none
   size_t sessions_most = 4096;
 };
 

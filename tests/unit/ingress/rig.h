@@ -196,6 +196,14 @@ class Client final : private net::StreamOwner {
   void close(bool reset = false) {
     if (started_ && !gone && !stream_.closing()) stream_.close(reset);
   }
+  // After the 220 to STARTTLS, or at once where TLS comes first; waits for the handshake to end.
+  bool secure(std::unique_ptr<tls::Engine> engine) {
+    bool started = world_.run_until([&] { return connected && !stream_.sending(); }, world_.now() + 30 * kSecond);
+    EXPECT_TRUE(started);
+    if (!started || !stream_.open()) return false;
+    stream_.start_tls(std::move(engine));
+    return world_.run_until([&] { return secured || ended || gone; }, world_.now() + 30 * kSecond) && secured;
+  }
   void pause() { stream_.pause(); }
   void resume() { stream_.resume(); }
 
@@ -220,6 +228,7 @@ class Client final : private net::StreamOwner {
 
   std::string heard;
   bool connected = false;
+  bool secured = false;
   bool ended = false;    // the server has closed
   int end_error = -1;
   bool gone = false;
@@ -246,6 +255,7 @@ class Client final : private net::StreamOwner {
     heard.append(data, size);
     ++receives;
   }
+  void on_secure() override { secured = true; }
   void on_sent() override { pump(); }
   void on_end(int error) override {
     ended = true;
@@ -314,6 +324,11 @@ struct Rig {
     listen[0].address = *reactor::Address::parse("192.0.2.1:25");
     listen[1].address = *reactor::Address::parse("192.0.2.1:26");
     listen[1].proxy = true;
+    if (draft.tls_server) {
+      listen.resize(3);
+      listen[2].address = *reactor::Address::parse("192.0.2.1:465");
+      listen[2].tls = true;
+    }
     Status opened = listener->open(listen, SmtpListener::Sharing::alone);
     ASSERT_TRUE(opened.ok()) << opened.error().text;
   }

@@ -69,6 +69,10 @@ struct Session {
             discarded_of = protocol->envelope().reverse_path;
             discarded_for_size = protocol->facts().too_large;
             break;
+          case Event::start_tls:
+            EXPECT_TRUE(piece.empty());
+            ++tls_started;
+            break;
           case Event::blocked:
             blocked = true;
             waiting = piece;
@@ -103,7 +107,7 @@ struct Session {
   TestPolicy policy;
   std::optional<ServerProtocol> protocol;
   bool answer_at_once = true, blocked = false, open = false;
-  int begun = 0, discarded = 0;
+  int begun = 0, discarded = 0, tls_started = 0;
   std::string body, waiting, discarded_of;
   bool discarded_for_size = false;
   std::vector<std::string> bodies;
@@ -568,6 +572,82 @@ TEST(ServerProtocol, ARefusedRecipientDoesNotRefuseTheOthers) {
             "250 550 553 250 354");
   session.send(".\r\n");
   EXPECT_EQ(session.envelopes[0].recipients.size(), 1u);
+}
+
+// ---- STARTTLS (RFC 3207)
+
+ServerOptions with_starttls(bool required = false) {
+  ServerOptions options;
+  options.starttls = true;
+  options.require_tls = required;
+  return options;
+}
+
+TEST(StartTlsTest, IsOfferedInTheClearOnly) {
+  Session session(with_starttls());
+  EXPECT_NE(session.send("EHLO c.example\r\n").find("STARTTLS"), std::string::npos);
+  EXPECT_EQ(session.codes("STARTTLS\r\n"), "220");
+  EXPECT_EQ(session.tls_started, 1);
+  session.protocol->secured();
+  EXPECT_EQ(session.send("EHLO c.example\r\n").find("STARTTLS"), std::string::npos);
+  EXPECT_EQ(session.codes("STARTTLS\r\n"), "503");
+}
+
+TEST(StartTlsTest, IsUnknownWithoutACertificate) {
+  Session session;
+  EXPECT_EQ(session.send("EHLO c.example\r\n").find("STARTTLS"), std::string::npos);
+  EXPECT_EQ(session.codes("STARTTLS\r\n"), "502");
+}
+
+TEST(StartTlsTest, ForgetsWhatWasSaidBefore) {
+  Session session(with_starttls());
+  session.hello();
+  session.codes("STARTTLS\r\n");
+  session.protocol->secured();
+  EXPECT_EQ(session.protocol->helo(), "");
+  EXPECT_EQ(session.codes("MAIL FROM:<a@b.example>\r\n"), "503") << "EHLO comes again";
+  session.hello();
+  EXPECT_EQ(session.codes("MAIL FROM:<a@b.example>\r\n"), "250");
+}
+
+TEST(StartTlsTest, InputBehindItInTheClearEndsTheSession) {
+  Session session(with_starttls());
+  session.hello();
+  EXPECT_EQ(session.codes("STARTTLS\r\nMAIL FROM:<evil@b.example>\r\n"), "554");
+  EXPECT_EQ(session.tls_started, 0);
+  EXPECT_EQ(session.protocol->state(), ServerProtocol::State::closing);
+}
+
+TEST(StartTlsTest, AStartedLineIsForgotten) {
+  Session session(with_starttls());
+  session.hello();
+  EXPECT_EQ(session.codes("STARTTLS\r\n"), "220");
+  EXPECT_EQ(session.codes("RSE"), "");  // passes by: it is not for us
+  session.protocol->secured();
+  EXPECT_EQ(session.codes("NOOP\r\n"), "250");
+}
+
+TEST(StartTlsTest, IsRefusedBeforeEhloAndInATransaction) {
+  Session session(with_starttls());
+  EXPECT_EQ(session.codes("STARTTLS\r\n"), "503");
+  session.hello();
+  EXPECT_EQ(session.codes("MAIL FROM:<a@b.example>\r\n"), "250");
+  EXPECT_EQ(session.codes("STARTTLS\r\n"), "503");
+  EXPECT_EQ(session.codes("RSET\r\n"), "250");
+  EXPECT_EQ(session.codes("STARTTLS now\r\n"), "501");
+  EXPECT_EQ(session.codes("STARTTLS\r\n"), "220");
+}
+
+TEST(StartTlsTest, RequiredItLetsNothingElsePass) {
+  Session session(with_starttls(true));
+  session.hello();
+  EXPECT_EQ(session.codes("MAIL FROM:<a@b.example>\r\n"), "530");
+  EXPECT_EQ(session.codes("RSET\r\n"), "530");
+  EXPECT_EQ(session.codes("BDAT 4 LAST\r\nabcdNOOP\r\n"), "530 250");
+  EXPECT_EQ(session.codes("STARTTLS\r\n"), "220");
+  session.protocol->secured();
+  session.hello();
+  EXPECT_EQ(session.codes("MAIL FROM:<a@b.example>\r\n"), "250");
 }
 
 }  // namespace

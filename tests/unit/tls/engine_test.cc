@@ -21,7 +21,7 @@ std::shared_ptr<ServerContext> server_of(const test::Certificates::Wish& wish, c
   Result<Certificate> certificate = read_certificate(made().make("server" + std::to_string(++number), wish));
   EXPECT_TRUE(certificate.ok());
   settings.certificates.push_back(*certificate);
-  settings.client_ca = client_ca;
+  if (!client_ca.empty()) settings.client_ca_pem = *read_authorities(client_ca);
   auto context = ServerContext::make(settings);
   EXPECT_TRUE(context.ok());
   return *context;
@@ -33,7 +33,9 @@ std::shared_ptr<ServerContext> server() {
 }
 
 std::shared_ptr<ClientContext> client(const CertificateFiles& certificate = {}) {
-  auto context = ClientContext::make({.ca_file = made().authority(), .certificate = certificate});
+  ClientSettings settings{.ca_pem = *read_authorities(made().authority())};
+  if (!certificate.chain.empty()) settings.certificate = *read_certificate(certificate);
+  auto context = ClientContext::make(settings);
   EXPECT_TRUE(context.ok());
   return *context;
 }
@@ -314,7 +316,7 @@ TEST(EngineTest, ChannelBindingIsEachConnectionsOwn) {
 }
 
 TEST(SessionCacheTest, LeastRecentlyUsedGoesFirst) {
-  auto context = ClientContext::make({.ca_file = made().authority(), .sessions_most = 2});
+  auto context = ClientContext::make({.sessions_most = 2});
   ASSERT_TRUE(context.ok());
   connect(*context, server(), {.session_key = "a"});
   connect(*context, server(), {.session_key = "b"});
