@@ -62,7 +62,7 @@ class Session final : private net::StreamOwner,
   State state() const { return state_; }
   Link link;  // on the listener's list of running sessions
 
-  static constexpr int64_t kGreetingDelayNs = 1;             // to the next tick of the timers
+  static constexpr int64_t kGreetingDelayNs = 1'000'000;     // with the tick of the timers: 1 to 2 ms
   static constexpr int64_t kProxyTimeoutNs = 10'000'000'000;
   static constexpr int64_t kHandshakeNs = 60'000'000'000;
   static constexpr int64_t kLastReplyNs = 10'000'000'000;    // for the client to take it

@@ -422,6 +422,20 @@ TEST(Session, TooManyErrorsEndTheSession) {
   EXPECT_NE(client.heard.find("421 4.7.0 Too many errors"), std::string::npos) << client.heard;
 }
 
+TEST(Session, WhoSpeaksWithinAMillisecondIsRefusedWheneverItConnects) {
+  // Wherever between two ticks of the timers the connection comes.
+  for (int64_t offset_ns = 0; offset_ns < 1'000'000; offset_ns += 100'000) {
+    Rig rig;
+    rig.world.faults().latency_min_ns = rig.world.faults().latency_max_ns = 300'000;
+    rig.start();
+    rig.world.run_for(offset_ns);
+    Client& client = rig.connect();
+    client.send("EHLO early.example.org\r\n");
+    EXPECT_TRUE(client.wait_end());
+    EXPECT_TRUE(starts(client.heard, "554 ")) << offset_ns << ": " << client.heard;
+  }
+}
+
 TEST(Session, WhoSpeaksBeforeTheGreetingIsRefused) {
   Rig rig;
   rig.world.faults().latency_min_ns = rig.world.faults().latency_max_ns = 1000;
