@@ -1,5 +1,8 @@
+// What is learned from connections that receivers end. Per site and source.
+//
 // Receivers that close after a number of messages without a word (20 at Yahoo): learned after three
-// equal closes, obeyed for a day, then tested anew. Per site and source.
+// equal closes, obeyed for a day, then tested anew. Receivers that never get as far as a reply to
+// MAIL: connecting again at once, which a single such end deserves, would go on for ever.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +31,15 @@ class CloseLimits {
     if (entry.messages != messages) entry = {.messages = messages};
     if (++entry.closes == kEqualCloses) entry.learned_ns = now;
   }
+  // A connection ended before the reply to its first MAIL. How many have, in a row.
+  uint32_t note_barren(std::string_view site, unsigned source) {
+    if (barren_.size() >= kMostEntries) barren_.clear();
+    return ++barren_[key_of(site, source)];
+  }
+  // One did not.
+  void note_fruitful(std::string_view site, unsigned source) {
+    if (!barren_.empty()) barren_.erase(key_of(site, source));
+  }
   // Messages to send on a connection before closing it ourselves; 0: not known.
   uint32_t limit(std::string_view site, unsigned source, int64_t now) {
     if (entries_.empty()) return 0;
@@ -53,6 +65,7 @@ class CloseLimits {
     return key;
   }
   std::unordered_map<std::string, Entry> entries_;
+  std::unordered_map<std::string, uint32_t> barren_;
 };
 
 }  // namespace millrace::delivery

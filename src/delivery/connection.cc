@@ -19,6 +19,8 @@ namespace {
 constexpr int64_t kMillisecond = 1'000'000;
 // Of a lane that finds every address probed by others: about as long as a probe takes.
 constexpr int64_t kProbedByOthersMs = 30'000;
+// Connections in a row that end before the reply to their first MAIL, until the site rests.
+constexpr uint32_t kMostBarren = 3;
 // Bounced by one lane because of a 5xx greeting (--bounce-on-5xx-greeting).
 constexpr int kMostGreetingBounces = 100;
 
@@ -355,6 +357,7 @@ void Connection::on_closed() {
   }
 
   end_ = {};
+  if (session_->messages() > 0 || stage != Stage::mail) agent_.close_limits_.note_fruitful(site_key_, source_index_);
   switch (ending) {
     case Ending::none:
       UNREACHABLE();
@@ -375,6 +378,11 @@ void Connection::on_closed() {
     case Ending::lost:
       ++agent_.stats_.lost;
       end_.cause = LaneEnd::Cause::lost;
+      // Nothing was said about a message: silence rests the site at once, a close or reset after several.
+      if (session_->started() == 1 && session_->messages() == 0 && stage == Stage::mail &&
+          (agent_.close_limits_.note_barren(site_key_, source_index_) >= kMostBarren || !session_->closed_by_peer())) {
+        end_.cause = LaneEnd::Cause::failed;
+      }
       break;
     case Ending::protocol:
     case Ending::refused:

@@ -139,6 +139,8 @@ class Session {
   const std::string& enhanced() const { return end_enhanced_; }
   const std::string& reply() const { return end_reply_; }
   const Verdict& verdict() const { return end_verdict_; }
+  // The end was the peer's closing or resetting, not silence or our own doing.
+  bool closed_by_peer() const { return closed_by_peer_; }
   // Messages whose end of data was answered.
   uint32_t messages() const { return messages_; }
   uint32_t started() const { return started_; }

@@ -331,6 +331,49 @@ TEST_F(ConnectionTest, SilentCloseAfterTheSameNumberOfMessagesIsLearnedAndTested
   EXPECT_EQ(queue_.ends[4].cause, LaneEnd::Cause::peer_limit);
 }
 
+TEST_F(ConnectionTest, SilenceToTheFirstMailRestsTheSiteAtOnce) {
+  Peer& peer = simple_peer();
+  const Peer::Script usual = Peer::well_behaved({"PIPELINING"});
+  peer.script = [usual](Peer::Session& session, const std::string& line) -> std::string {
+    return line == "<connect>" || line.starts_with("EHLO") ? usual(session, line) : "";
+  };
+  config_.mail_timeout_ms = 20'000;
+  restart();
+  resolve("dest.example");
+  add("x\r\n");
+  open();
+  ASSERT_TRUE(run_until_closed());
+  EXPECT_EQ(queue_.ends[0].cause, LaneEnd::Cause::failed);
+  EXPECT_EQ(queue_.ends[0].stage, events::Stage::mail);
+  EXPECT_EQ(queue_.ends[0].reply, "time-out while waiting for the reply to MAIL");
+  EXPECT_EQ(queue_.outcomes(), "[give back]");
+}
+
+TEST_F(ConnectionTest, OnlyTheThirdCloseInARowBeforeTheReplyToMailRestsTheSite) {
+  Peer& peer = simple_peer();
+  const Peer::Script usual = Peer::well_behaved({"PIPELINING"});
+  bool broken = true;
+  peer.script = [&broken, usual](Peer::Session& session, const std::string& line) -> std::string {
+    return broken && line.starts_with("MAIL") ? "CLOSE" : usual(session, line);
+  };
+  resolve("dest.example");
+  for (int i = 0; i < 6; ++i) add("x\r\n");
+  auto cause_of_next = [&] {
+    const size_t lanes = queue_.ends.size() + 1;
+    open();
+    EXPECT_TRUE(run_until_closed(lanes));
+    return queue_.ends.back().cause;
+  };
+  EXPECT_EQ(cause_of_next(), LaneEnd::Cause::lost);
+  EXPECT_EQ(cause_of_next(), LaneEnd::Cause::lost);
+  EXPECT_EQ(cause_of_next(), LaneEnd::Cause::failed);
+  broken = false;
+  EXPECT_EQ(cause_of_next(), LaneEnd::Cause::idle);  // a delivery: counted anew
+  broken = true;
+  add("x\r\n");
+  EXPECT_EQ(cause_of_next(), LaneEnd::Cause::lost);
+}
+
 class LostReplyTest : public ConnectionTest, public ::testing::WithParamInterface<const char*> {};
 
 TEST_P(LostReplyTest, IsUncertainForOneMessageOnly) {
