@@ -2,7 +2,7 @@
 """Builds and runs every test of the tree; tools/test calls it once the packages are there.
 
 Stages, in this order:
-  layers   includes point one way (tests/layers.py)
+  layers   includes point one way (tests/layers.py), each row of the checklist has a test (tests/rows.py)
   unit     release build in build/; unit, simulation and crash tests
   asan     the same tests under AddressSanitizer and UndefinedBehaviorSanitizer, in build-asan/, and system
            tests with such a relay
@@ -183,11 +183,12 @@ def run_meson_tests(tally, label, folder, options, slower=1, arguments=None):
 
 
 def stage_layers(tally, options):
-    code, output = run([sys.executable, 'tests/layers.py'], 60)
-    if code == 0:
-        tally.passed += 1
-    else:
-        tally.fail('layers', output)
+    for script in ('layers', 'rows'):
+        code, output = run([sys.executable, f'tests/{script}.py'], 60)
+        if code == 0:
+            tally.passed += 1
+        else:
+            tally.fail(script, output)
 
 
 def stage_unit(tally, options):

@@ -400,9 +400,6 @@ Player::Connection& Player::client(unsigned number, const std::string& from) {
   std::from_chars(from.data(), from.data() + from.size(), n);
   connection->peer.connect(*reactor::Address::parse(fmt::format("{}:{}", stage_.relay_address(), kRelayPort)),
                            *reactor::Address::parse_host(stage_.client_address(n), 0));
-  Peer& peer = connection->peer;
-  wait([&] { return peer.connected() || peer.ended(); });
-  if (!peer.connected()) fail("the relay does not take the connection");
   return *connection;
 }
 
@@ -420,7 +417,9 @@ void Player::client_step(const Step& each) {
   if (each.verb == "connect") {
     // "C connect from 2"
     clients_.erase(each.connection);
-    client(each.connection, word == "from" ? std::string(rest) : "1");
+    Peer& peer = client(each.connection, word == "from" ? std::string(rest) : "1").peer;
+    wait([&] { return peer.connected() || peer.ended(); });
+    if (!peer.connected()) fail("the relay does not take the connection");
     return;
   }
   Connection& connection = client(each.connection);
