@@ -401,7 +401,7 @@ TEST_F(SpoolCrash, EveryMomentRecoversWhileEventsAreMarkedAsEmitted) {
 
 TEST_F(SpoolCrash, EveryMomentRecoversWhileTheDiskFailsNowAndThen) {
   for (uint64_t seed = 1; seed <= 2 * rounds(); ++seed) {
-    Shape shape{.name = "failing disk", .config = crash_config(), .steps = 150, .write_error = 0.05,
+    Shape shape{.name = "failing disk", .config = crash_config(), .steps = 150, .write_error = seed % 2 ? 0.05 : 0.4,
                 .sync_error = 0.2, .mark_events = true, .cuts = 6, .nested_stride = 149};
     ASSERT_NO_FATAL_FAILURE(every_moment(shape, 300 + seed));
   }

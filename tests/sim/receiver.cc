@@ -176,6 +176,9 @@ class Receiver::Session final : public net::StreamOwner {
   void recipient(std::string path) {
     const ReceiverBehaviour& behaviour = receiver_.behaviour;
     if (!have_mail_) return reply("503 5.5.1 MAIL first\r\n");
+    if (behaviour.recipients_most > 0 && message_.recipients.size() >= behaviour.recipients_most) {
+      return reply("452 4.5.3 too many recipients\r\n");
+    }
     std::string answer = behaviour.on_recipient ? behaviour.on_recipient(path) : std::string();
     if (answer.empty() && chance(behaviour.defer_recipient)) answer = "451 4.7.1 greylisted";
     if (answer.empty() && chance(behaviour.reject_recipient)) answer = "550 5.1.1 no such user";

@@ -37,6 +37,7 @@ struct ReceiverBehaviour {
   double drop_unreplied = 0;    // takes the message and goes without a reply
   double drop_replied = 0;      // replies 250 and resets at once: the reply may be lost
   double drop_anywhere = 0;     // per command: closes
+  unsigned recipients_most = 0;  // of a transaction: 452 past it; 0: no limit
   unsigned messages_most = 0;   // closes without a word after so many; 0: never
   int64_t patience_ns = 60'000'000'000;  // without a word from the relay, then it closes
   // Overrides the reply to RCPT when it returns one: "550 5.1.1 no such user".

@@ -160,6 +160,10 @@ Plan make_plan(uint64_t seed) {
       behaviour.messages_most = chance.chance(0.3) ? static_cast<unsigned>(1 + chance.below(5)) : 0;
     }
   }
+  Prng more(seed * 0x9e3779b97f4a7c15 + 2);  // what was added later, so that a seed stays what it was
+  for (Site& site : plan.sites) {
+    if (more.chance(0.3)) site.behaviour.recipients_most = static_cast<unsigned>(1 + more.below(3));
+  }
   plan.senders = static_cast<unsigned>(1 + chance.below(5));
   plan.sending.pipelining = chance.chance(0.7);
   plan.sending.retry_ns = 500 * kMillisecond;
@@ -548,6 +552,7 @@ void Run::calm() {
     ReceiverBehaviour better;
     better.pipelining = site.behaviour.pipelining;
     better.chunking = site.behaviour.chunking;
+    better.recipients_most = site.behaviour.recipients_most;
     receivers_[i].behaviour = better;
   }
   for (Sender& sender : senders_) sender.behaviour.drop_in_data = sender.behaviour.drop_after_data = 0;
