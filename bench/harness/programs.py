@@ -29,7 +29,7 @@ def wait_for_greeting(port, seconds, alive, host='127.0.0.1'):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not alive():
-            raise Broken('the relay ended before it listened')
+            raise Broken('it ended before it listened')
         try:
             with socket.create_connection((host, port), 1) as connection:
                 connection.settimeout(5)

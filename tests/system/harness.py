@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BUILD = pathlib.Path(os.environ.get('MILLRACE_BUILD', ROOT / 'build'))
@@ -208,10 +209,12 @@ def run(test):
     try:
         test()
         print('ok')
-    except AssertionError as problem:
+    except Exception as problem:
+        if not isinstance(problem, AssertionError):
+            traceback.print_exc(file=sys.stdout)
         print(f'FAILED: {problem}')
-        for log in sorted(SCRATCH.glob('*.log')):
-            print(f'--- {log.name}\n' + '\n'.join(log.read_text(errors='replace').splitlines()[-100:]))
+        for log in sorted(SCRATCH.rglob('*.log')):
+            print(f'--- {log.relative_to(SCRATCH)}\n' + '\n'.join(log.read_text(errors='replace').splitlines()[-100:]))
         sys.exit(1)
     finally:
         for process in _running:
