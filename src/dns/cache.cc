@@ -2,15 +2,19 @@
 
 #include <algorithm>
 
+#include "base/log.h"
+
 namespace millrace::dns {
 
 Cache::Cache(reactor::Io& io, Transport& transport, const Options& options)
     : io_(io), transport_(transport), options_(options) {
   deliver_.bind<&Cache::on_deliver>(this);
+  probe_timer_.bind<&Cache::probe>(this);
 }
 
 Cache::~Cache() {
   deliver_.cancel();
+  probe_timer_.cancel();
   while (recent_.pop_front() != nullptr) {
   }
 }
@@ -78,8 +82,41 @@ void Cache::on_answer(Entry& entry, Answer&& answer) {
     answer.reason = "too long a chain of aliases";
   }
   --in_network_;
+  const Outcome outcome = answer.outcome;
   finish(entry, std::move(answer));
+  watch(entry.asking, entry.type, outcome);
   start_next();
+}
+
+void Cache::watch(const std::string& name, Type type, Outcome outcome) {
+  if (outcome != Outcome::failure) {
+    const bool recovered = in_outage();
+    failures_in_row_ = 0;
+    probe_timer_.cancel();
+    if (recovered) {
+      log::info("names can be looked up again");
+      if (on_recovered) on_recovered();
+    }
+    return;
+  }
+  if (!in_outage() && ++failures_in_row_ == kFailuresOfOutage) {
+    log::warning("{} look-ups in a row have failed, the last of {} {}: asked again every {} s", kFailuresOfOutage,
+                 name, to_string(type), kProbeNs / 1'000'000'000);
+  }
+  if (!in_outage() || probing_ || probe_timer_.armed()) return;
+  probe_name_ = name;
+  probe_type_ = type;
+  io_.timers().arm(probe_timer_, io_.now() + kProbeNs);
+}
+
+void Cache::probe() {
+  ++stats_.queries;
+  probing_ = true;
+  transport_.query(probe_name_, probe_type_, [this](Answer&& answer) {
+    probing_ = false;
+    const std::string name = probe_name_;
+    watch(name, probe_type_, answer.outcome);
+  });
 }
 
 void Cache::finish(Entry& entry, Answer&& answer) {

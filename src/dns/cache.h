@@ -4,6 +4,10 @@
 // Contract: lookup's callback comes from turn(), never from inside lookup(), also when the answer
 // was at hand. The Answer is shared and never changes.
 //
+// Outage: when kFailuresOfOutage look-ups in a row have failed, most likely nobody can be asked. Then
+// one name is asked again every kProbeNs, whoever waits or not, so that the end of the outage is
+// noticed at once (on_recovered) and not at the next time somebody tries.
+//
 // Limits: an answer is kept between kShortestTtl and kLongestTtl (negative ones at most
 // negative_ttl_ms, failures kFailureTtl: long enough to spare a struggling server a burst, short
 // enough that holding back is left to the queue). At most max_entries are kept; past it the one
@@ -37,10 +41,14 @@ class Cache {
     uint64_t lookups = 0, hits = 0, queries = 0, failures = 0, malformed = 0, evicted = 0;
   };
   using Callback = std::function<void(const AnswerRef&)>;
+  // After an outage the first answer has come. From turn(); may look up.
+  std::function<void()> on_recovered;
 
   static constexpr int64_t kShortestTtlNs = 30'000'000'000;
   static constexpr int64_t kLongestTtlNs = 86'400'000'000'000;
   static constexpr int64_t kFailureTtlNs = 5'000'000'000;
+  static constexpr unsigned kFailuresOfOutage = 3;
+  static constexpr int64_t kProbeNs = 15'000'000'000;
 
   // `io` and `transport` outlive the cache. Destroyed with lookups open, it calls none of them; the
   // transport must be stopped before that.
@@ -55,6 +63,7 @@ class Cache {
   void flush();
   size_t size() const { return entries_.size(); }
   const Stats& stats() const { return stats_; }
+  bool in_outage() const { return failures_in_row_ >= kFailuresOfOutage; }
 
  private:
   struct Entry {
@@ -77,6 +86,8 @@ class Cache {
   void on_answer(Entry& entry, Answer&& answer);
   void finish(Entry& entry, Answer&& answer);
   int64_t lifetime_ns(const Answer& answer) const;
+  void watch(const std::string& name, Type type, Outcome outcome);
+  void probe();
   void start_next();
   void evict();
   void on_deliver();
@@ -91,6 +102,11 @@ class Cache {
   std::vector<Ready> ready_;
   reactor::Deferred deliver_;
   Stats stats_;
+  unsigned failures_in_row_ = 0;
+  bool probing_ = false;  // its query is in the network
+  std::string probe_name_;
+  Type probe_type_ = Type::a;
+  reactor::Timer probe_timer_;
 };
 
 }  // namespace millrace::dns

@@ -159,6 +159,17 @@ void Scheduler::retry_matching(const Filter& filter) {
   }
 }
 
+void Scheduler::name_service_back() {
+  for (auto& [name, destination] : destinations_) {
+    // Of a domain that seems not to exist, the second look has its own time.
+    if (!destination->hold.active(now()) || destination->missing_since_ms != 0) continue;
+    destination->hold.end_now();
+    if (destination->ready == 0) continue;
+    destination->timer.cancel();
+    work_arrived(*destination);
+  }
+}
+
 // A slice of the oldest delete or bounce. The index may change between slices, so a scan that meets a
 // change of its size starts again; what it has met is gone by then or about to be.
 void Scheduler::run_removals() {

@@ -119,6 +119,7 @@ struct Site {
   Scheduler* scheduler = nullptr;
   reactor::Timer timer;                     // end of a hold or of a pause of the connect rate
   Link slot_link;                           // while it waits for a connection of any site to close
+  Link load_link;                           // while it waits for another site's mail to be read back, or to go
 };
 
 }  // namespace millrace::queue

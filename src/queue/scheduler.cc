@@ -56,6 +56,7 @@ Scheduler::Scheduler(Context context) : context_(std::move(context)), prng_(cont
   note_timer_.bind<&Scheduler::retry_failed_notes>(this);
   sweep_timer_.bind<&Scheduler::sweep>(this);
   gate_timer_.bind<&Scheduler::open_gate>(this);
+  loads_freed_.bind<&Scheduler::on_loads_freed>(this);
   removal_timer_.bind<&Scheduler::run_removals>(this);
   wall_base_ms_ = context_.io.wall_ms();
   monotonic_base_ = now();
@@ -83,6 +84,9 @@ Scheduler::~Scheduler() {
     for (auto& queue : destination->queues) queue->active_link.unlink();
   }
   while (slot_waiters_.pop_front()) {
+  }
+  loads_freed_.cancel();
+  while (load_waiters_.pop_front()) {
   }
   for (auto& [name, site] : sites_) {
     for (LaneGroup& group : site->groups) {
@@ -323,12 +327,14 @@ void Scheduler::leave(Item& item) {
     case State::loaded:
       destination.loaded.remove(item);
       --loaded_;
+      if (!load_waiters_.empty()) context_.io.defer(loads_freed_);
       --destination.ready;
       --stats_.ready;
       break;
     case State::loading:
       --destination.loading;
       --loads_;
+      if (!load_waiters_.empty()) context_.io.defer(loads_freed_);
       --destination.ready;
       --stats_.ready;
       break;
@@ -519,7 +525,8 @@ bool Scheduler::blocked(const Destination& destination) const {
 }
 
 // Mail of the destination may be able to go: find out what it still needs, in the order of the needs.
-void Scheduler::work_arrived(Destination& destination) {
+// `its_turn`: it goes first, because it was looked at before and had to be read.
+void Scheduler::work_arrived(Destination& destination, bool its_turn) {
   if (!started_ || stopping_ || destination.ready == 0) return;
   if (destination.fatal) return drain_fatal(destination);
   reactor::TimerWheel& timers = context_.io.timers();
@@ -539,9 +546,10 @@ void Scheduler::work_arrived(Destination& destination) {
     return;
   }
   LaneGroup& group = destination.site->groups[destination.source];
+  if (its_turn) destination.ready_link.unlink();
   if (!destination.ready_link.linked()) {
     if (destination.active.empty() && destination.loaded.empty()) return;  // all of it is being read
-    group.ready.push_back(destination);
+    its_turn ? group.ready.push_front(destination) : group.ready.push_back(destination);
   }
   pump(*destination.site, destination.source);
 }
@@ -637,7 +645,7 @@ Item* Scheduler::next_item(Destination& destination) {
       continue;
     }
     if (!item->message) {
-      if (destination.loading >= kLoadAhead || loads_ + loaded_ >= kMaxLoads) return nullptr;
+      if (!may_load(destination)) return nullptr;
       load(*item);
       continue;
     }
@@ -650,10 +658,27 @@ Item* Scheduler::next_item(Destination& destination) {
   }
 }
 
+// Reading ahead leaves half of the room to those that have nothing yet, so a destination whose mail goes slowly
+// keeps no other waiting.
+bool Scheduler::may_load(const Destination& destination) const {
+  uint32_t ahead = destination.loading + destination.loaded.size();
+  uint32_t all = loads_ + loaded_;
+  return ahead == 0 ? all < kMaxLoads : ahead < kLoadAhead && all < kMaxLoads / 2;
+}
+
+// Those that found no room, the one that waits longest first.
+void Scheduler::on_loads_freed() {
+  for (uint32_t in_use = loads_ + loaded_; in_use < kMaxLoads; ++in_use) {
+    Site* site = load_waiters_.pop_front();
+    if (!site) return;
+    on_site_timer(*site);
+  }
+}
+
 // While one read-back message goes, the following ones are read.
 void Scheduler::load_ahead(Destination& destination) {
   if (destination.loaded.empty()) return;
-  while (destination.loading + destination.loaded.size() < kLoadAhead && loads_ + loaded_ < kMaxLoads) {
+  while (may_load(destination)) {
     SubQueue* queue = destination.active.front();
     if (!queue) return;
     Item* item = queue->fresh.empty() ? queue->retry.front() : queue->fresh.front();
@@ -731,7 +756,7 @@ void Scheduler::on_loaded(Loading& loading) {
     if (end.filter_matches(*item.message)) return end_item(item, end.type, end.why, end.report);
   }
   enter(item, State::loaded);
-  work_arrived(destination);
+  work_arrived(destination, true);
 }
 
 // The segment was compacted while its message was being read: read the new copy.
@@ -789,10 +814,19 @@ Attempt* Scheduler::next_attempt(Site& site, LaneGroup& group) {
       if (!destination->timer.armed()) {
         context_.io.timers().arm(destination->timer, destination->rate->limiter.allowed_at());
       }
-      if (destination->ready > kLoadAhead) evict_ready(*destination);
+      if (destination->ready > kLoadAhead || destination->rate->limiter.allowed_at() > now() + kSecond) {
+        evict_ready(*destination);
+      }
       continue;
     }
+    uint32_t loads = loads_;
     Item* item = next_item(*destination);
+    if (!item && loads_ > loads) break;  // a lane has no use for more than it asked for; that wakes it
+    if (!item && destination->loading == 0 && !destination->active.empty()) {
+      group.ready.push_front(*destination);
+      if (!site.load_link.linked()) load_waiters_.push_back(site);
+      break;
+    }
     if (!item) continue;  // being read, paused or ended: it returns by work_arrived()
     if (destination->rate) destination->rate->limiter.charge(now());
     Attempt* attempt = make_attempt(*item, site);
@@ -1101,6 +1135,7 @@ void Scheduler::drain_fatal(Destination& destination) {
 
 // Bodies of mail that may not go now leave memory; the first few stay, to go at once when it may.
 void Scheduler::evict_ready(Destination& destination) {
+  while (Item* item = destination.loaded.front()) enter(*item, State::ready, true);
   for (auto& queue : destination.queues) {
     for (ItemList* list : {&queue->fresh, &queue->retry}) {
       for (Item* item = list->front(); item; item = list->next(*item)) {
@@ -1234,6 +1269,12 @@ void Scheduler::check() const {
     }
     ASSERT(here == destination->items);
     ASSERT(listed == destination->ready);
+    // Whatever may go has somebody who will look at it.
+    bool may_go = !destination->active.empty() || !destination->loaded.empty();
+    if (started_ && !stopping_ && may_go && !blocked(*destination) && destination->site) {
+      ASSERT(destination->ready_link.linked() || destination->loading > 0 || destination->resolving ||
+             destination->timer.armed());
+    }
     items += here;
     ready += listed;
     in_flight += destination->in_flight;

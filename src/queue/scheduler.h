@@ -138,6 +138,8 @@ class Scheduler final : public Dispatcher, public Intake {
   void remove_pause(uint64_t number);
   // Due now, whatever their schedule and the holds in their way.
   void retry_matching(const Filter& filter);
+  // After an outage of the name service: what waits only for a look-up is due now.
+  void name_service_back();
   // Ends what matches, with an event for each recipient (and a report, if bounced), a slice at a time;
   // `done` once everything that matched has been met.
   void end_matching(Command command, Filter filter, std::function<void()> done);
@@ -183,10 +185,12 @@ class Scheduler final : public Dispatcher, public Intake {
   Item& split(Item& item, const std::vector<uint32_t>& recipients);
 
   // ---- dispatch (scheduler.cc)
-  void work_arrived(Destination& destination);
+  void work_arrived(Destination& destination, bool its_turn = false);
   bool blocked(const Destination& destination) const;
   void pump(Site& site, unsigned source);
   Item* next_item(Destination& destination);
+  bool may_load(const Destination& destination) const;
+  void on_loads_freed();
   void load_ahead(Destination& destination);
   void drain_fatal(Destination& destination);
   void load(Item& item);
@@ -277,6 +281,8 @@ class Scheduler final : public Dispatcher, public Intake {
   IntrusiveList<Message, &Message::resident_link> residents_;
   IntrusiveList<AdmissionWaiter, &AdmissionWaiter::link> waiters_;
   IntrusiveList<Site, &Site::slot_link> slot_waiters_;  // mail waits for --total-connections
+  IntrusiveList<Site, &Site::load_link> load_waiters_;  // a free lane waits for room to read mail back
+  reactor::Deferred loads_freed_;
   reactor::Timer waiter_timer_, note_timer_, sweep_timer_, gate_timer_;
   reactor::Timer removal_timer_;
   std::vector<std::unique_ptr<Outcome>> outcomes_free_;

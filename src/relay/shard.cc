@@ -25,6 +25,7 @@ Shard::Shard(Parts parts)
   scheduler_ = std::make_unique<queue::Scheduler>(
       queue::Scheduler::Context{io_, config_, *delivery_, tee_, number_, shards_});
   delivery_->start(*scheduler_);
+  cache_->on_recovered = [this] { scheduler_->name_service_back(); };
 }
 
 Shard::~Shard() { io_.on_wake = nullptr; }

@@ -178,8 +178,22 @@ def finish_load(process, seconds=120):
     return report
 
 
+class NameServer(str):
+    """NSD. As a string, its address for --dns-server."""
+
+    def start(self):
+        self.process = spawn(self.command, 'nsd')
+
+        def answers():
+            if self.process.poll() is not None:
+                raise AssertionError('nsd ended: ' + log_of('nsd')[-1000:])
+            return b':%04X' % self.port in pathlib.Path('/proc/net/udp').read_bytes()
+        eventually(answers, 20, 'nsd listens')
+        time.sleep(0.2)
+
+
 def dns(zones, port=5300):
-    """NSD with these zones, {name: text}; returns the address for --dns-server."""
+    """A name server with these zones, {name: text}."""
     nsd = find('nsd') or skip('nsd is not installed')
     folder = SCRATCH / 'nsd'
     folder.mkdir()
@@ -193,15 +207,10 @@ def dns(zones, port=5300):
                                    f'ns A 127.0.0.1\n{text}\n')
         config.append(f'zone:\n  name: "{name}"\n  zonefile: "{name}"\n')
     (folder / 'nsd.conf').write_text(''.join(config))
-    process = spawn([nsd, '-d', '-c', folder / 'nsd.conf'], 'nsd')
-
-    def answers():
-        if process.poll() is not None:
-            raise AssertionError('nsd ended: ' + log_of('nsd')[-1000:])
-        return b':%04X' % port in pathlib.Path('/proc/net/udp').read_bytes()
-    eventually(answers, 20, 'nsd listens')
-    time.sleep(0.2)
-    return f'127.0.0.1:{port}'
+    server = NameServer(f'127.0.0.1:{port}')
+    server.port, server.command = port, [nsd, '-d', '-c', folder / 'nsd.conf']
+    server.start()
+    return server
 
 
 def run(test):

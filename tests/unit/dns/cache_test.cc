@@ -146,5 +146,46 @@ TEST_F(CacheTest, LookupFromWithinACallbackIsAnswered) {
   EXPECT_TRUE(world_.run_until([&] { return second; }, 60 * kSecond));
 }
 
+TEST_F(CacheTest, TheEndOfAnOutageIsNoticedThoughNobodyAsks) {
+  for (const char* name : {"a.example", "b.example", "c.example"}) zones_.add_address(name, "198.51.100.1");
+  int recovered = 0;
+  cache_->on_recovered = [&] { ++recovered; };
+  zones_.faults.outage = Outcome::failure;
+  look_up("a.example");
+  look_up("b.example");
+  EXPECT_FALSE(cache_->in_outage());
+  look_up("c.example");
+  EXPECT_TRUE(cache_->in_outage());
+  world_.run_for(600 * kSecond);
+  EXPECT_EQ(recovered, 0);
+  // One name, every 15 s and what the failure itself takes.
+  EXPECT_GT(asked("c.example"), 25u);
+  EXPECT_LE(asked("c.example"), 42u);
+  EXPECT_EQ(asked("a.example"), 1u);
+  zones_.faults.outage.reset();
+  world_.run_for(25 * kSecond);
+  EXPECT_EQ(recovered, 1);
+  EXPECT_FALSE(cache_->in_outage());
+  const uint64_t before = asked("c.example");
+  world_.run_for(600 * kSecond);
+  EXPECT_EQ(asked("c.example"), before);
+}
+
+TEST_F(CacheTest, ADomainThatFailsAmongOthersIsNoOutage) {
+  zones_.add_address("good.example", "198.51.100.1");
+  zones_.ttl_s = 0;
+  zones_.fail("bad.example", Outcome::failure);
+  int recovered = 0;
+  cache_->on_recovered = [&] { ++recovered; };
+  for (int i = 0; i < 10; ++i) {
+    look_up("bad.example");
+    world_.run_for(40 * kSecond);
+    look_up("good.example");
+  }
+  EXPECT_FALSE(cache_->in_outage());
+  EXPECT_EQ(recovered, 0);
+  EXPECT_EQ(asked("bad.example"), 10u);
+}
+
 }  // namespace
 }  // namespace millrace::dns

@@ -348,6 +348,28 @@ TEST_F(SchedulerTest, AHeldSiteDoesNotSlowAnother) {
   EXPECT_EQ(scheduler_->stats().items, 1u);
 }
 
+TEST_F(SchedulerTest, MailThatWaitedForNamesIsDueWhenTheyCanBeLookedUpAgain) {
+  start();
+  agent_->serve = [](Attempt& attempt) { attempt.results[0].action = Action::delivered; };
+  dns::Verdict verdict = dns::Verdict::temporary;
+  agent_->route = [&](const std::string& domain) {
+    dns::Route route;
+    route.verdict = verdict;
+    route.site = "mx." + domain;
+    route.reason = "time-out";
+    route.valid_until_ns = INT64_MAX;
+    return route;
+  };
+  for (const char* recipient : {"a@one.example", "a@two.example"}) enqueue({recipient});
+  run(500);  // the hold is eight minutes long by now
+  verdict = dns::Verdict::usable;
+  run(30);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 0u);
+  scheduler_->name_service_back();
+  run(1);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
+}
+
 TEST_F(SchedulerTest, AMissingDomainBouncesOnlyWhenASecondLookAgrees) {
   start();
   agent_->route = [](const std::string&) {
@@ -481,6 +503,31 @@ TEST_F(SchedulerTest, ARestartChangesNoSchedule) {
   run(600);
   EXPECT_NEAR(static_cast<double>(tried_ms), static_cast<double>(due_ms), 20.0);
   EXPECT_EQ(scheduler_->stats().items, 0u);
+}
+
+// More destinations than messages may be read at a time.
+TEST_F(SchedulerTest, MailOfManyDestinationsIsReadBackAndNoneIsForgotten) {
+  build();
+  for (int i = 0; i < 3000; ++i) {
+    MessageRef made = message({"a@d" + std::to_string(i % 1000) + ".example"});
+    spool::Recovered found;
+    found.id = made->id;
+    found.location = made->location;
+    found.metadata = spool_->messages[made->id].metadata;
+    scheduler_->recover(found);
+  }
+  agent_->route = [](const std::string& domain) {
+    dns::Route route;
+    route.verdict = dns::Verdict::usable;
+    route.site = domain < "d5" ? "one.example" : "mx." + domain;
+    route.valid_until_ns = INT64_MAX;
+    return route;
+  };
+  all_results(Action::delivered, 250, "2.0.0");
+  scheduler_->start(*spool_, *reporter_);
+  for (int i = 0; i < 600 && scheduler_->stats().items > 0; ++i) run();
+  EXPECT_EQ(scheduler_->stats().items, 0u);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 3000u);
 }
 
 TEST_F(SchedulerTest, PauseHoldsMatchingMailUntilItIsResumed) {
