@@ -153,6 +153,16 @@ class Filter {
 
 }  // namespace
 
+std::vector<std::string> read_again(const config::Invocation& invocation) {
+  const config::Config& config = *invocation.config;
+  std::vector<std::string> paths = config.tls_certificates;
+  paths.insert(paths.end(), config.tls_keys.begin(), config.tls_keys.end());
+  for (const std::string& path : {invocation.config_file, config.client_ca}) {
+    if (!path.empty()) paths.push_back(path);
+  }
+  return paths;
+}
+
 ReachableFiles reachable_files(const config::Invocation& invocation) {
   const config::Config& config = *invocation.config;
   auto folder_of = [](const std::string& path) {
@@ -168,7 +178,7 @@ ReachableFiles reachable_files(const config::Invocation& invocation) {
   }
   if (!config.client_ca.empty()) files.read.push_back(folder_of(config.client_ca));
   if (!config.events.empty()) files.write.push_back(folder_of(config.events));
-  if (!invocation.config_file.empty()) files.read.push_back(folder_of(invocation.config_file));
+  for (const std::string& path : read_again(invocation)) files.read.push_back(folder_of(path));
   // What the resolver reads, and reads again when it has changed.
   for (const char* path : {"/etc", "/run/systemd/resolve", "/dev/urandom", "/dev/null"}) {
     files.read.push_back(path);

@@ -20,6 +20,9 @@ struct ReachableFiles {
   std::vector<std::string> sync;   // opened as directories, to sync them, and no file in them
 };
 
+// The files that a reload reads again: configuration, certificates, keys.
+std::vector<std::string> read_again(const config::Invocation& invocation);
+
 // What a relay with these settings opens after its start: spool, log and socket directories, configuration,
 // and what resolvers read. Files of the configuration count with their directory, since editors replace files.
 ReachableFiles reachable_files(const config::Invocation& invocation);

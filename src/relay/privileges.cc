@@ -12,6 +12,8 @@
 #include <cstring>
 #include <filesystem>
 
+#include "relay/confinement.h"
+
 namespace millrace::relay {
 namespace {
 
@@ -62,9 +64,8 @@ Status become_user(const config::Invocation& invocation) {
     std::string directory = std::filesystem::absolute(config.events).parent_path();
     status = check_access(directory, W_OK | X_OK, "--events", user);
   }
-  // It is read again on SIGHUP.
-  if (status.ok() && !invocation.config_file.empty()) {
-    status = check_access(invocation.config_file, R_OK, "--config", user);
+  for (const std::string& path : read_again(invocation)) {
+    if (status.ok()) status = check_access(path, R_OK, "after a reload", user);
   }
   return status;
 }
