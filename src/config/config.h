@@ -18,6 +18,8 @@ enum class Durability : uint8_t { disk, memory };
 enum class Ipv6 : uint8_t { off, prefer, after_ipv4 };
 enum class BadLines : uint8_t { reject, tag, fix };
 enum class ReceivedHeader : uint8_t { full, hide_client, off };
+// Towards receivers. required: no mail in the clear. verified: and the certificate must be good for the host.
+enum class TlsLevel : uint8_t { none, opportunistic, required, verified };
 enum class Reports : uint8_t { all, failure, none };
 
 struct Listen {
@@ -36,6 +38,7 @@ struct Source {
 struct NextHop {
   std::string host;  // name or address
   uint16_t port = 25;
+  bool tls = false;  // smtps://: before the greeting
   bool empty() const { return host.empty(); }
 };
 
@@ -104,6 +107,9 @@ struct Config {
   std::map<std::string, NextHop> routes;      // by routing domain
   uint16_t remote_port = 25;
   bool allow_private_destinations = false;
+  TlsLevel tls = TlsLevel::opportunistic;
+  std::map<std::string, TlsLevel> tls_for;    // by host name: that host and those below it
+  std::string tls_ca_file = "/etc/ssl/certs/ca-certificates.crt";
   std::vector<reactor::Address> own_addresses;  // --own-address: NAT addresses that are ours
   std::vector<int64_t> retry_ms = {300'000, 600'000, 1'200'000, 2'400'000, 3'600'000, 7'200'000, 14'400'000};
   int64_t expire_after_ms = 4 * 86'400'000LL;
@@ -142,6 +148,7 @@ struct Config {
 
   // ---- read from the files named above when the configuration is (not settings)
   std::shared_ptr<const tls::ServerSettings> tls_server;  // null: TLS is not offered
+  std::shared_ptr<const tls::ClientSettings> tls_client;  // null: as if it were empty
 };
 
 // All listeners in one list: --listen first.

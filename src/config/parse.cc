@@ -344,7 +344,17 @@ std::string help() {
 
 // What the settings only name. Read with the configuration, so that a reload takes all of it or nothing,
 // and keys may be readable by root alone.
-Status read_files(Config& config) {
+Status read_files(Config& config, bool ca_file_given) {
+  auto client = std::make_shared<tls::ClientSettings>();
+  if (!config.tls_ca_file.empty() && config.tls != TlsLevel::none) {
+    auto authorities = tls::read_authorities(config.tls_ca_file);
+    if (authorities) {
+      client->ca_pem = std::move(*authorities);
+    } else if (ca_file_given) {
+      return fail(fmt::format("--tls-ca-file: {}", authorities.error().text));
+    }
+  }
+  config.tls_client = std::move(client);
   if (config.tls_certificates.empty()) return success();
   auto server = std::make_shared<tls::ServerSettings>();
   for (size_t i = 0; i < config.tls_certificates.size(); ++i) {
@@ -431,7 +441,8 @@ Result<Invocation> parse(const std::vector<std::string>& arguments, const System
   if (errors.any()) return fail(std::move(errors.text));
   derive(*config, invocation.origins, system);
   if (Status status = validate(*config); !status) return fail(status.error());
-  if (Status status = read_files(*config); !status) return fail(status.error());
+  const bool ca_file_given = invocation.origins[static_cast<size_t>(find_field("tls-ca-file") - fields.data())].from != Origin::From::preset;
+  if (Status status = read_files(*config, ca_file_given); !status) return fail(status.error());
   invocation.config = std::move(config);
   if (commands.check) {
     invocation.action = Invocation::Action::check_config;

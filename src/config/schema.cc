@@ -257,7 +257,7 @@ Result<std::string> parse_file(std::string_view given) {
 std::string print_file(const std::string& path) { return path; }
 
 Row smarthost() {
-  Row row = make("smarthost", "HOST:PORT",
+  Row row = make("smarthost", "[smtps://]HOST:PORT",
                  "Sends all mail that no --route names to this host: no MX look-up, no "
                  "private-address rule, no ramp.");
   row.field.set = [](Config& config, std::string_view given) -> Status {
@@ -275,7 +275,7 @@ Row smarthost() {
 }
 
 Row route() {
-  Row row = make("route", "DOMAIN=HOST:PORT",
+  Row row = make("route", "DOMAIN=[smtps://]HOST:PORT",
                  "Sends the mail of one recipient domain to this host instead of its MX hosts.",
                  Toml::text, Shape::many);
   row.field.set = [](Config& config, std::string_view given) -> Status {
@@ -289,6 +289,45 @@ Row route() {
   row.field.get = [](const Config& config) {
     std::vector<std::string> values;
     for (const auto& [domain, hop] : config.routes) values.push_back(print_route(domain, hop));
+    return values;
+  };
+  return row;
+}
+
+constexpr std::pair<std::string_view, TlsLevel> kTlsLevels[] = {{"none", TlsLevel::none},
+                                                                 {"opportunistic", TlsLevel::opportunistic},
+                                                                 {"required", TlsLevel::required},
+                                                                 {"verified", TlsLevel::verified}};
+
+Row tls_for() {
+  Row row = make("tls-for", "HOST=LEVEL",
+                 "The same for one host (an MX, or a next hop) and those below it; goes ahead of --tls, "
+                 "and the longest name ahead of the rest.",
+                 Toml::text, Shape::many);
+  row.field.set = [](Config& config, std::string_view given) -> Status {
+    const size_t equals = given.find('=');
+    if (equals == given.npos) return fail(fmt::format("'{}' has no =; write HOST=LEVEL", given));
+    std::string host(given.substr(0, equals));
+    for (char& c : host) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+    if (!reactor::Address::parse_host(host, 0) && !is_host_name(host))
+      return fail(fmt::format("'{}' is neither a host name nor an address", host));
+    for (const auto& [word, level] : kTlsLevels) {
+      if (word != given.substr(equals + 1)) continue;
+      if (!config.tls_for.emplace(host, level).second)
+        return fail(fmt::format("{} is given twice; keep one of them", host));
+      return success();
+    }
+    return fail(fmt::format("'{}' is unknown; choose none, opportunistic, required or verified",
+                            given.substr(equals + 1)));
+  };
+  row.field.clear = [](Config& config) { config.tls_for.clear(); };
+  row.field.get = [](const Config& config) {
+    std::vector<std::string> values;
+    for (const auto& [host, level] : config.tls_for) {
+      for (const auto& [word, known] : kTlsLevels) {
+        if (known == level) values.push_back(fmt::format("{}={}", host, word));
+      }
+    }
     return values;
   };
   return row;
@@ -436,6 +475,17 @@ std::vector<Field> make_schema() {
   add(smarthost().empty_means("none"));
   add(route().empty_means("none"));
   add(number("remote-port", &C::remote_port, 1, 65535, "Port of MX hosts."));
+  add(choice<TlsLevel>(
+      "tls", &C::tls, "none|opportunistic|required|verified",
+      {{"none", TlsLevel::none},
+       {"opportunistic", TlsLevel::opportunistic},
+       {"required", TlsLevel::required},
+       {"verified", TlsLevel::verified}},
+      "Encryption towards receivers: where it is offered; or nothing in the clear; or only with a "
+      "certificate that is good for the host."));
+  add(tls_for().empty_means("none"));
+  add(text("tls-ca-file", "FILE", &C::tls_ca_file,
+           "PEM: the authorities that receivers' certificates are checked against."));
   add(toggle("allow-private-destinations", &C::allow_private_destinations,
              "Lets MX hosts have loopback, private and link-local addresses."));
   add(many(

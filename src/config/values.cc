@@ -263,7 +263,13 @@ std::string print_source(const Source& source) {
 }
 
 Result<NextHop> parse_next_hop(std::string_view text) {
+  constexpr std::string_view kTls = "smtps://";
   NextHop hop;
+  if (text.starts_with(kTls)) {
+    text.remove_prefix(kTls.size());
+    hop.tls = true;
+    hop.port = 465;
+  }
   std::string_view host = text;
   std::string_view port;
   if (!text.empty() && text[0] == '[') {
@@ -306,8 +312,9 @@ Result<NextHop> parse_next_hop(std::string_view text) {
 
 std::string print_next_hop(const NextHop& hop) {
   if (hop.empty()) return "";
-  if (hop.host.find(':') != std::string::npos) return fmt::format("[{}]:{}", hop.host, hop.port);
-  return fmt::format("{}:{}", hop.host, hop.port);
+  const char* scheme = hop.tls ? "smtps://" : "";
+  if (hop.host.find(':') != std::string::npos) return fmt::format("{}[{}]:{}", scheme, hop.host, hop.port);
+  return fmt::format("{}{}:{}", scheme, hop.host, hop.port);
 }
 
 Result<std::pair<std::string, NextHop>> parse_route(std::string_view text) {

@@ -47,6 +47,7 @@ Result<Source> parse_source(std::string_view text);
 std::string print_source(const Source& source);
 
 // "relay.example.com:587", "192.0.2.1", "[2001:db8::1]:25"; port 25 unless written.
+// "smtps://relay.example.com:465": TLS before the greeting; port 465 unless written.
 Result<NextHop> parse_next_hop(std::string_view text);
 std::string print_next_hop(const NextHop& hop);
 

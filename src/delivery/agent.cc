@@ -1,5 +1,6 @@
 #include "delivery/agent.h"
 
+#include "base/log.h"
 #include "dns/address_rules.h"
 #include "queue/destination.h"
 
@@ -29,7 +30,27 @@ dns::MxOptions mx_options(const config::Config& config) {
 }
 
 DeliveryAgent::DeliveryAgent(reactor::Io& io, config::Snapshot config, dns::Mx& mx, unsigned shard)
-    : io_(io), config_(std::move(config)), mx_(mx), next_number_(uint64_t{shard} << 48) {}
+    : io_(io), config_(std::move(config)), mx_(mx), next_number_(uint64_t{shard} << 48) {
+  make_tls_context();
+}
+
+// A new one only for new authorities: with the old one go its sessions.
+void DeliveryAgent::make_tls_context() {
+  const auto& settings = config_->tls_client;
+  if (tls_ && settings && tls_settings_ && settings->ca_pem == tls_settings_->ca_pem) return;
+  auto made = tls::ClientContext::make(settings ? *settings : tls::ClientSettings{});
+  if (!made && tls_) {
+    log::error("--tls-ca-file: {}; the old authorities stay", made.error().text);
+    return;
+  }
+  if (!made) {
+    log::error("--tls-ca-file: {}; no certificate will verify", made.error().text);
+    made = tls::ClientContext::make({});
+    ASSERT(made.ok());
+  }
+  tls_ = std::move(*made);
+  tls_settings_ = settings;
+}
 
 DeliveryAgent::~DeliveryAgent() = default;
 
@@ -58,7 +79,10 @@ queue::Lane* DeliveryAgent::open(queue::Site& site, unsigned source) {
   return connections_.back().get();
 }
 
-void DeliveryAgent::adopt(config::Snapshot config) { config_ = std::move(config); }
+void DeliveryAgent::adopt(config::Snapshot config) {
+  config_ = std::move(config);
+  make_tls_context();
+}
 
 void DeliveryAgent::abort() {
   for (const auto& connection : connections_) connection->abort();

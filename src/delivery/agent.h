@@ -5,6 +5,7 @@
 // One a shard. Everything runs on its thread.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "delivery/address_holds.h"
 #include "delivery/close_limits.h"
 #include "delivery/connection.h"
+#include "delivery/tls_policy.h"
 #include "dns/mx.h"
 #include "queue/agent.h"
 
@@ -28,6 +30,18 @@ struct AgentStats {
   uint64_t lanes = 0;             // now
   uint64_t protocol_errors = 0;
   uint64_t lost = 0;
+  // TLS
+  uint64_t tls_handshakes = 0;        // completed, resumed ones included
+  uint64_t tls_resumed = 0;
+  uint64_t tls_unverified = 0;        // of them, with a certificate that is not good for the host
+  uint64_t tls_not_offered = 0;       // EHLO without STARTTLS
+  uint64_t tls_refused = 0;           // STARTTLS answered with 4xx or 5xx
+  uint64_t tls_failed_no_common = 0;  // no version or suite in common
+  uint64_t tls_failed_certificate = 0;
+  uint64_t tls_failed_alert = 0;      // the receiver's
+  uint64_t tls_failed_protocol = 0;   // broken, or not TLS at all
+  uint64_t tls_failed_ended = 0;      // closed, reset or silent
+  uint64_t plaintext_sessions = 0;    // that came to transactions in the clear
 };
 
 class DeliveryAgent final : public queue::Agent {
@@ -48,6 +62,10 @@ class DeliveryAgent final : public queue::Agent {
   void abort();
   const AgentStats& stats() const { return stats_; }
 
+  // Sites that completed TLS. on_tls_news tells of one that is to be stored and told to the other shards.
+  TlsMemory& tls_memory() { return tls_memory_; }
+  std::function<void(uint64_t site, int64_t wall_ms)> on_tls_news;
+
  private:
   friend class Connection;
   void closed(Connection& connection);  // destroys it
@@ -59,6 +77,10 @@ class DeliveryAgent final : public queue::Agent {
   std::vector<std::unique_ptr<Connection>> connections_;
   AddressHolds holds_;
   CloseLimits close_limits_;
+  void make_tls_context();
+  std::shared_ptr<tls::ClientContext> tls_;
+  std::shared_ptr<const tls::ClientSettings> tls_settings_;  // that it was made from
+  TlsMemory tls_memory_;
   uint64_t next_number_;
   AgentStats stats_;
 };

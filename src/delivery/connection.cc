@@ -134,6 +134,7 @@ void Connection::try_next() {
     if (!agent_.holds_.usable(source_index_, target.address, now)) continue;
     peer_ = target.address;
     host_ = target.host->name;
+    tls_policy_ = tls_policy(*config_, *route_, host_);
     target_began_ = now;
     ++agent_.stats_.connects;
     const reactor::Address& bound = peer_.is_ipv6() ? source_.ipv6 : source_.ipv4;
@@ -155,6 +156,7 @@ void Connection::try_next() {
     return;
   }
 
+  if (begin_fallback()) return try_next();
   if (end_.stage == Stage::none) {
     // Not one was tried.
     end_.stage = Stage::connect;
@@ -208,7 +210,7 @@ void Connection::note_failure(Stage stage, std::string reply) {
     probing_ = false;
   }
   end_.stage = stage;
-  end_.scope = stage == Stage::connect ? events::Scope::destination : events::Scope::source;
+  end_.scope = stage == Stage::connect || stage == Stage::starttls ? events::Scope::destination : events::Scope::source;
   end_.reply = std::move(reply);
   end_.mx = host_;
   end_.peer = peer_;
@@ -226,6 +228,12 @@ SessionOptions Connection::session_options() const {
   if (learned > 0 && (options.messages_most == 0 || learned < options.messages_most)) {
     options.messages_most = learned;
   }
+  using Tls = SessionOptions::Tls;
+  const bool wanted = tls_policy_.level != config::TlsLevel::none && !in_the_clear_;
+  options.tls = tls_policy_.from_connect ? Tls::from_connect
+                : !wanted                 ? Tls::off
+                : may_fall_back(tls_policy_) ? Tls::offered
+                                             : Tls::required;
   options.greeting_timeout_ns = config_->greeting_timeout_ms * kMillisecond;
   options.mail_timeout_ns = config_->mail_timeout_ms * kMillisecond;
   options.rcpt_timeout_ns = config_->rcpt_timeout_ms * kMillisecond;
@@ -245,8 +253,90 @@ void Connection::start_session(reactor::Handle handle) {
   state_ = State::conversing;
   session_.emplace(static_cast<SessionOwner&>(*this), session_options());
   stream_.start(handle, reactor::BufferGroup::delivery);
+  if (tls_policy_.from_connect) begin_tls();
   session_->greet(io_.now(), host_);
   after_event();
+}
+
+// ---- TLS
+
+// Whether mail may go to this host in the clear when TLS does not come about.
+bool Connection::may_fall_back(const TlsPolicy& policy) const {
+  return policy.level == config::TlsLevel::opportunistic && !agent_.tls_memory_.remembers(site_key_, io_.wall_ms());
+}
+
+// All targets have been tried: the same ones again in the clear, if each that answered refused TLS or failed
+// at it with an alert, and nothing forbids it.
+bool Connection::begin_fallback() {
+  if (in_the_clear_ || retired_ || tls_unclear_ || !tls_refused_somewhere_) return false;
+  in_the_clear_ = true;
+  next_target_ = 0;
+  return true;
+}
+
+void Connection::begin_tls() {
+  tls::ClientOptions options;
+  options.server_name = host_;
+  options.verify = tls_policy_.level == config::TlsLevel::verified;
+  // All that a session was made and checked under.
+  tls_session_key_ = fmt::format("{}|{}|{}|{}|{}", source_index_, session_options().ehlo_name, peer_.to_string(), host_,
+                                 static_cast<int>(tls_policy_.level));
+  options.session_key = tls_session_key_;
+  stream_.start_tls(tls::Engine::connect(agent_.tls_, std::move(options)));
+}
+
+void Connection::start_tls() { begin_tls(); }
+
+void Connection::on_secure() {
+  AgentStats& stats = agent_.stats_;
+  const tls::Engine::Info& info = stream_.tls()->info();
+  ++stats.tls_handshakes;
+  if (info.resumed) ++stats.tls_resumed;
+  if (info.verified != tls::Verified::ok) ++stats.tls_unverified;
+  session_->secured(io_.now());
+  after_event();
+}
+
+// What the end of a connection at STARTTLS says about TLS there.
+void Connection::note_tls_end(Ending ending) {
+  AgentStats& stats = agent_.stats_;
+  const tls::Engine* engine = stream_.tls();
+  bool refused = false;
+  if (engine == nullptr) {
+    refused = ending == Ending::refused && session_->tls_refused();
+    if (refused) ++(session_->code() == 0 ? stats.tls_not_offered : stats.tls_refused);
+  } else {
+    switch (engine->failure()) {
+      case tls::Failure::no_common:
+        ++stats.tls_failed_no_common;
+        refused = true;
+        break;
+      case tls::Failure::certificate:
+        ++stats.tls_failed_certificate;
+        break;
+      case tls::Failure::peer_alert:
+        ++stats.tls_failed_alert;
+        refused = true;
+        break;
+      case tls::Failure::not_tls:
+      case tls::Failure::protocol:
+        // We send an alert then; what came may have been put there by anybody.
+        ++stats.tls_failed_protocol;
+        break;
+      case tls::Failure::none:
+        ++stats.tls_failed_ended;
+        break;
+    }
+  }
+  if (refused && may_fall_back(tls_policy_)) {
+    tls_refused_somewhere_ = true;
+    tls_refusal_ = session_->reply();
+    // Its address is as good as ever, for mail in the clear.
+    if (probing_) agent_.holds_.succeeded(source_index_, peer_);
+    probing_ = false;
+  } else {
+    tls_unclear_ = true;
+  }
 }
 
 // ---- conversing
@@ -262,7 +352,12 @@ void Connection::on_sent() {
 }
 
 void Connection::on_end(int error) {
-  session_->on_end(error, io_.now());
+  const tls::Engine* engine = stream_.tls();
+  if (engine != nullptr && engine->failure() != tls::Failure::none) {
+    session_->tls_failed(engine->error(), io_.now());
+  } else {
+    session_->on_end(error, io_.now());
+  }
   after_event();
 }
 
@@ -314,6 +409,16 @@ void Connection::finished(queue::Attempt& attempt) {
   attempt.peer_text = peer_text_;
   attempt.source_text = source_text_;
   attempt.ehlo_name = source_.ehlo_name.empty() ? config_->hostname : source_.ehlo_name;
+  const tls::Engine* engine = stream_.tls();
+  attempt.tls_version = engine != nullptr ? engine->info().version : std::string_view();
+  attempt.tls_suite = engine != nullptr ? engine->info().suite : std::string_view();
+  attempt.tls_verified = engine != nullptr ? tls::to_string(engine->info().verified) : std::string_view();
+  attempt.tls_reason.clear();
+  if (engine == nullptr) {
+    attempt.tls_reason = in_the_clear_                                      ? tls_refusal_
+                         : tls_policy_.level == config::TlsLevel::none ? "TLS is off"
+                                                                       : "STARTTLS not offered";
+  }
   attempt.session = number_;
   attempt.connect_ms = connect_ms_;
   agent_.dispatcher_->finished(attempt);
@@ -323,6 +428,15 @@ void Connection::ready() {
   ++agent_.stats_.sessions;
   agent_.holds_.succeeded(source_index_, peer_);
   probing_ = false;
+  if (session_->secure()) {
+    const int64_t wall_ms = io_.wall_ms();
+    if (!route_->explicit_hop && agent_.tls_memory_.completed(site_key_, wall_ms) && agent_.on_tls_news) {
+      agent_.on_tls_news(TlsMemory::key(site_key_), wall_ms);
+    }
+  } else {
+    ++agent_.stats_.plaintext_sessions;
+    if (session_->tls_refused()) ++agent_.stats_.tls_not_offered;
+  }
   agent_.dispatcher_->lane_ready(*this);
 }
 
@@ -344,7 +458,9 @@ void Connection::on_closed() {
   session_->settle(stream_.unsent(), io_.now());
   const Ending ending = session_->ending();
   const Stage stage = session_->stage();
-  const bool before_mail = stage == Stage::greeting || stage == Stage::ehlo;
+  const bool before_mail = stage == Stage::greeting || stage == Stage::ehlo || stage == Stage::starttls;
+  // Not what we ended ourselves, and 421 is about all of the connection.
+  if (stage == Stage::starttls && ending != Ending::done && ending != Ending::told_to_slow) note_tls_end(ending);
 
   if (before_mail && ending != Ending::told_to_slow && ending != Ending::done) {
     refused_5xx_ = stage == Stage::greeting && session_->code() / 100 == 5;

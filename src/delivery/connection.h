@@ -13,6 +13,7 @@
 
 #include "config/config.h"
 #include "delivery/session.h"
+#include "delivery/tls_policy.h"
 #include "dns/mx.h"
 #include "net/stream.h"
 #include "queue/agent.h"
@@ -60,17 +61,23 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   void bounce_all_by_greeting();
   void finish();  // destroys *this
   SessionOptions session_options() const;
+  bool may_fall_back(const TlsPolicy& policy) const;
+  bool begin_fallback();
+  void note_tls_end(Ending ending);
+  void begin_tls();
 
   // ---- SessionOwner
   queue::Attempt* take() override;
   void finished(queue::Attempt& attempt) override;
   void ready() override;
+  void start_tls() override;
   void send(std::span<const iovec> parts) override;
   uint64_t unsent() const override;
   void over() override;
 
   // ---- net::StreamOwner
   void on_data(char* data, size_t size, reactor::BufferRef buffer) override;
+  void on_secure() override;
   void on_sent() override;
   void on_end(int error) override;
   void on_closed() override;
@@ -104,6 +111,13 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   bool woken_ = false;
   bool timed_out_ = false;
   queue::LaneEnd end_;
+  // ---- TLS
+  TlsPolicy tls_policy_;            // of the present target
+  std::string tls_session_key_;
+  bool in_the_clear_ = false;       // every host tried refused TLS or failed at it: once more without
+  std::string tls_refusal_;         // what the last of them said
+  bool tls_refused_somewhere_ = false;
+  bool tls_unclear_ = false;        // one was silent, or cut off, or must not be sent to in the clear
   bool refused_5xx_ = false;  // the last host refused by a 5xx greeting
 };
 

@@ -17,8 +17,12 @@ using smtp::PeerReply;
 
 std::string_view to_string(SessionState state) {
   switch (state) {
+    case SessionState::securing:
+      return "TLS handshake";
     case SessionState::greeting:
       return "waiting for the greeting";
+    case SessionState::starttls:
+      return "sending STARTTLS";
     case SessionState::ehlo:
       return "sending EHLO";
     case SessionState::helo:
@@ -59,6 +63,7 @@ constexpr int64_t kSecond = 1'000'000'000;
 // A receiver that takes content more slowly than this on the whole is as good as dead.
 constexpr uint64_t kSlowestOctetsPerSecond = 4096;
 constexpr int64_t kQuitTimeoutNs = 5 * kSecond;
+constexpr int64_t kHandshakeTimeoutNs = 60 * kSecond;
 // Messages that do not fit this receiver, bounced in a row before others get their turn.
 constexpr int kMostMisfits = 100;
 
@@ -69,6 +74,8 @@ std::string_view doing(Stage stage) {
       return "waiting for the greeting";
     case Stage::ehlo:
       return "waiting for the reply to EHLO";
+    case Stage::starttls:
+      return "starting TLS";
     case Stage::mail:
       return "waiting for the reply to MAIL";
     case Stage::rcpt:
@@ -82,7 +89,6 @@ std::string_view doing(Stage stage) {
     case Stage::none:
     case Stage::dns:
     case Stage::connect:
-    case Stage::starttls:
     case Stage::auth:
     case Stage::quit:
       return "idle";
@@ -125,10 +131,39 @@ const mail::Content& Session::content(const Transaction& transaction) const {
 
 void Session::greet(int64_t now, std::string_view mx) {
   mx_ = mx;
+  if (options_.tls != SessionOptions::Tls::from_connect) return begin_greeting(now);
+  enter(SessionState::securing);
+  front_since_ = now;
+  update_deadline(now);
+}
+
+void Session::begin_greeting(int64_t now) {
   enter(SessionState::greeting);
   expect(Command::greeting);
   front_since_ = now;
   update_deadline(now);
+}
+
+void Session::secured(int64_t now) {
+  if (state_ != SessionState::securing) return;
+  secure_ = true;
+  if (options_.tls == SessionOptions::Tls::from_connect) return begin_greeting(now);
+  capabilities_ = {};
+  enter(SessionState::ehlo);
+  begin_group();
+  smtp::append_ehlo(commands_, options_.ehlo_name);
+  expect(Command::ehlo);
+  flush(now);
+  update_deadline(now);
+}
+
+void Session::tls_failed(std::string_view why, int64_t now) {
+  if (state_ == SessionState::over) return;
+  if (state_ != SessionState::securing) return on_end(EPROTO, now);
+  end_stage_ = Stage::starttls;
+  end_enhanced_ = "4.7.5";
+  end_reply_ = fmt::format("TLS: {}", why);
+  end(Ending::refused, now);
 }
 
 void Session::receive(std::string_view bytes, int64_t now) {
@@ -169,6 +204,10 @@ void Session::parse(std::string_view bytes, int64_t now) {
       }
     }
     on_reply(reply, now);
+    if (state_ == SessionState::securing) {
+      if (!bytes.empty()) return fail_protocol("more than the reply to STARTTLS came in the clear", now);
+      return owner_.start_tls();
+    }
   }
 }
 
@@ -206,8 +245,8 @@ void Session::wake(int64_t now) {
 
 void Session::retire(int64_t now) {
   retiring_ = true;
-  if (state_ == SessionState::greeting || state_ == SessionState::ehlo ||
-      state_ == SessionState::helo) {
+  if (state_ == SessionState::securing || state_ == SessionState::greeting || state_ == SessionState::ehlo ||
+      state_ == SessionState::helo || state_ == SessionState::starttls) {
     return end(Ending::done, now);
   }
   if (!busy_) pump(now);
@@ -602,6 +641,8 @@ void Session::on_reply(PeerReply& reply, int64_t now) {
     case Command::ehlo:
     case Command::helo:
       return on_hello(front.command, reply, now);
+    case Command::starttls:
+      return on_starttls(reply, now);
     case Command::mail:
       return on_mail(*front.transaction, reply, now);
     case Command::rcpt:
@@ -649,9 +690,23 @@ void Session::on_hello(Command command, const PeerReply& reply, int64_t now) {
     if (command == Command::ehlo) capabilities_ = smtp::parse_capabilities(reply);
     if (!options_.pipelining) capabilities_.pipelining = false;
     if (!options_.chunking) capabilities_.chunking = false;
-    enter(SessionState::open);
-    idle_since_ = now;
-    return owner_.ready();
+    using Tls = SessionOptions::Tls;
+    const bool wanted = !secure_ && options_.tls != Tls::off;
+    if (wanted && capabilities_.starttls) {
+      enter(SessionState::starttls);
+      begin_group();
+      commands_ += smtp::kStartTlsLine;
+      expect(Command::starttls);
+      return flush(now);
+    }
+    if (wanted) tls_refused_ = true;
+    if (wanted && options_.tls == Tls::required) {
+      end_stage_ = Stage::starttls;
+      end_enhanced_ = "4.7.4";
+      end_reply_ = "STARTTLS is not offered, and nothing may go there in the clear";
+      return end(Ending::refused, now);
+    }
+    return open(now);
   }
   if (reply.reply_class() < 4) return fail_protocol("the reply to EHLO is no 250", now);
   const Verdict verdict = judge(reply, Stage::ehlo);
@@ -665,6 +720,24 @@ void Session::on_hello(Command command, const PeerReply& reply, int64_t now) {
   set_end_reply(reply, Stage::ehlo, verdict);
   const bool other_host = verdict.next_host || verdict.try_helo;
   end(other_host ? Ending::refused : Ending::told_to_slow, now);
+}
+
+void Session::open(int64_t now) {
+  enter(SessionState::open);
+  idle_since_ = now;
+  owner_.ready();
+}
+
+void Session::on_starttls(const PeerReply& reply, int64_t now) {
+  if (reply.code == 220) {
+    capabilities_ = {};
+    enter(SessionState::securing);
+    return;  // parse() goes on when it has seen that nothing follows
+  }
+  if (reply.reply_class() < 4) return fail_protocol("the reply to STARTTLS is no 220", now, Stage::starttls);
+  tls_refused_ = true;
+  set_end_reply(reply, Stage::starttls, judge(reply, Stage::starttls));
+  end(Ending::refused, now);
 }
 
 void Session::on_mail(Transaction& transaction, const PeerReply& reply, int64_t now) {
@@ -868,6 +941,9 @@ void Session::end(Ending ending, int64_t now) {
 
 Stage Session::current_stage() const {
   switch (state_) {
+    case SessionState::securing:
+    case SessionState::starttls:
+      return Stage::starttls;
     case SessionState::greeting:
       return Stage::greeting;
     case SessionState::ehlo:
@@ -887,6 +963,8 @@ Stage Session::current_stage() const {
     case Command::ehlo:
     case Command::helo:
       return Stage::ehlo;
+    case Command::starttls:
+      return Stage::starttls;
     case Command::mail:
     case Command::rset:
       return Stage::mail;
@@ -908,8 +986,12 @@ void Session::update_deadline(int64_t now) {
     case SessionState::greeting:
       deadline_ = front_since_ + options_.greeting_timeout_ns;
       return;
+    case SessionState::securing:
+      deadline_ = front_since_ + std::min(kHandshakeTimeoutNs, options_.mail_timeout_ns);
+      return;
     case SessionState::ehlo:
     case SessionState::helo:
+    case SessionState::starttls:
       deadline_ = front_since_ + options_.mail_timeout_ns;
       return;
     case SessionState::quitting:
@@ -951,6 +1033,7 @@ void Session::update_deadline(int64_t now) {
     case Command::greeting:
     case Command::ehlo:
     case Command::helo:
+    case Command::starttls:
       deadline_ = front_since_ + options_.mail_timeout_ns;
       break;
   }

@@ -21,7 +21,11 @@
 //  - After over(), only settle() is called.
 //  - The bytes of a group stay valid until on_sent() or settle().
 //
-// Limits: no STARTTLS, no AUTH. A recipient domain's mail is one transaction; the queue sees to
+// TLS. Where the options want it, STARTTLS follows the first EHLO: start_tls() is asked of the owner, and
+// secured() or tls_failed() must follow. Everything learnt before is forgotten, and EHLO comes again
+// (RFC 3207 4.2). Octets between the 220 and the handshake end the conversation (CVE-2021-38371).
+//
+// Limits: no AUTH. A recipient domain's mail is one transaction; the queue sees to
 // that.
 #pragma once
 
@@ -48,6 +52,12 @@ struct SessionOptions {
   bool chunking = true;
   uint32_t uncertain = 1;      // messages with an unanswered end of data, at least 1
   uint32_t messages_most = 0;  // then QUIT; 0: no limit
+  enum class Tls : uint8_t {
+    off,           // not even where it is offered
+    offered,       // where it is offered; the owner hears of refusals and failures
+    required,      // nothing in the clear
+    from_connect,  // the handshake comes before the greeting
+  } tls = Tls::off;
   int64_t greeting_timeout_ns = 0;
   int64_t mail_timeout_ns = 0;  // EHLO and RSET too
   int64_t rcpt_timeout_ns = 0;
@@ -59,8 +69,10 @@ struct SessionOptions {
 
 // Named for the operator's log.
 enum class SessionState : uint8_t {
+  securing,  // TLS handshake: before the greeting, or after STARTTLS
   greeting,  // waiting for the greeting
   ehlo,      // EHLO sent
+  starttls,  // STARTTLS sent
   helo,      // HELO sent
   open,      // transactions, or waiting for one
   quitting,  // QUIT is being sent
@@ -73,7 +85,7 @@ enum class Ending : uint8_t {
   none,
   done,          // by us: nothing to do, or enough messages
   peer_closed,   // by the peer, between transactions and without an error
-  refused,       // greeting or EHLO with 4xx or 5xx: try another host
+  refused,       // greeting, EHLO or STARTTLS with 4xx or 5xx, or no TLS with it: try another host
   told_to_slow,  // 421, or a code about our rate or reputation
   lost,          // closed, reset or silent in the middle of something
   protocol,      // what came was no SMTP
@@ -88,6 +100,8 @@ class SessionOwner {
   virtual void finished(queue::Attempt& attempt) = 0;
   // EHLO or HELO is answered.
   virtual void ready() = 0;
+  // The peer waits for our handshake. Session::secured() or tls_failed() follows, never inline.
+  virtual void start_tls() = 0;
   // Starts to send; on_sent() follows. Never called again before that.
   virtual void send(std::span<const iovec> parts) = 0;
   // Octets of the current send that have not left yet.
@@ -110,6 +124,9 @@ class Session {
   // The connection is up: waits for the greeting. `mx` is the host's name.
   void greet(int64_t now, std::string_view mx);
   void receive(std::string_view bytes, int64_t now);
+  // The answer to SessionOwner::start_tls(), or to a connection begun with Tls::from_connect.
+  void secured(int64_t now);
+  void tls_failed(std::string_view why, int64_t now);
   void on_sent(int64_t now);
   // The peer closed (error 0) or the connection failed.
   void on_end(int error, int64_t now);
@@ -145,6 +162,9 @@ class Session {
   uint32_t messages() const { return messages_; }
   uint32_t started() const { return started_; }
   const smtp::Capabilities& capabilities() const { return capabilities_; }
+  bool secure() const { return secure_; }
+  // STARTTLS was not offered, or was answered with 4xx or 5xx (421 is no answer to it).
+  bool tls_refused() const { return tls_refused_; }
   bool idle() const {
     return state_ == SessionState::open && transactions_.empty() && expected_empty() && !sending_;
   }
@@ -154,6 +174,7 @@ class Session {
     greeting,
     ehlo,
     helo,
+    starttls,
     mail,
     rcpt,
     data,
@@ -222,6 +243,9 @@ class Session {
                       int64_t now);
   void on_greeting(const smtp::PeerReply& reply, int64_t now);
   void on_hello(Command command, const smtp::PeerReply& reply, int64_t now);
+  void on_starttls(const smtp::PeerReply& reply, int64_t now);
+  void begin_greeting(int64_t now);
+  void open(int64_t now);
   void on_unexpected(const smtp::PeerReply& reply, int64_t now);
   void parse(std::string_view bytes, int64_t now);
   uint64_t left() const;  // octets that have left so far
@@ -276,6 +300,8 @@ class Session {
   uint32_t unanswered_ends_ = 0;
   uint32_t started_ = 0, messages_ = 0, mails_ = 0;
   bool need_reset_ = false;
+  bool secure_ = false;
+  bool tls_refused_ = false;
   bool retiring_ = false;
   bool slow_ = false;         // told to slow down: nothing new
   bool closing_421_ = false;  // what comes behind a 421 was not looked at

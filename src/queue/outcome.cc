@@ -225,6 +225,10 @@ void Scheduler::finished(Attempt& attempt) {
     event.ehlo_name = attempt.ehlo_name;
     event.mx = attempt.mx;
     event.peer = attempt.peer_text;
+    event.tls_version = attempt.tls_version;
+    event.tls_suite = attempt.tls_suite;
+    event.tls_verified = attempt.tls_verified;
+    event.tls_reason = attempt.tls_reason;
     event.session = attempt.session;
     event.session_message = attempt.session_message;
     event.recipients = static_cast<uint32_t>(attempt.recipients.size());

@@ -1,5 +1,7 @@
 #include "relay/control.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <memory>
 
@@ -16,6 +18,11 @@ void Control::on_state(std::string_view key, std::string_view value) {
   size_t slash = key.find('/');
   if (slash == key.npos) return;
   std::string_view word = key.substr(0, slash);
+  if (word == "tls") {
+    recovered_tls_.emplace_back(std::strtoull(std::string(key.substr(slash + 1)).c_str(), nullptr, 16),
+                                std::strtoll(std::string(value).c_str(), nullptr, 10));
+    return;
+  }
   Rule rule;
   if (word == queue::to_string(queue::Command::pause)) {
     rule.command = queue::Command::pause;
@@ -37,7 +44,20 @@ void Control::on_state(std::string_view key, std::string_view value) {
   rules_[number] = std::move(rule);
 }
 
+void Control::learn_tls(uint64_t site, int64_t wall_ms) {
+  state().put_state(fmt::format("tls/{:016x}", site), std::to_string(wall_ms), [](Status) {});
+  on_every_shard([site, wall_ms](Shard& shard) { shard.delivery().tls_memory().note(site, wall_ms); }, [] {});
+}
+
 void Control::apply_recovered() {
+  const int64_t now_ms = shards_[0]->io().wall_ms();
+  for (const auto& [site, wall_ms] : std::exchange(recovered_tls_, {})) {
+    if (now_ms - wall_ms >= delivery::TlsMemory::kRememberMs) {
+      state().put_state(fmt::format("tls/{:016x}", site), "", [](Status) {});
+      continue;
+    }
+    for (auto& shard : shards_) shard->delivery().tls_memory().note(site, wall_ms);
+  }
   for (const auto& [number, rule] : rules_) {
     if (rule.command == queue::Command::pause) {
       for (auto& shard : shards_) shard->scheduler().add_pause(number, rule.filter);

@@ -2,7 +2,9 @@
 // 0, makes commands durable in the spool's state before it answers, and carries unfinished ones on after a
 // restart.
 //
-// Keys in the spool's state: "pause/N", "delete/N", "bounce/N", each with the filter; N rises for ever.
+// It also keeps what the shards have learnt of sites with TLS (delivery/tls_policy.h) alike and durable.
+//
+// Keys in the spool's state: "tls/HASH" (the site's, with the time), "pause/N", "delete/N", "bounce/N", each with the filter; N rises for ever.
 #pragma once
 
 #include <functional>
@@ -24,6 +26,9 @@ class Control final : public admin::Control {
   void on_state(std::string_view key, std::string_view value);
   // After recovery, before the shards start: brings what was found to every shard.
   void apply_recovered();
+
+  // A shard's delivery completed TLS with a site that it did not know of. On shard 0.
+  void learn_tls(uint64_t site, int64_t wall_ms);
 
   // Each answers on shard 0, not necessarily later than the call.
   void queue_rows(std::function<void(std::vector<queue::QueueRow>)> done) override;
@@ -47,6 +52,7 @@ class Control final : public admin::Control {
   spool::Spool& state() { return *shards_[0]->spool(); }
 
   std::vector<std::unique_ptr<Shard>>& shards_;
+  std::vector<std::pair<uint64_t, int64_t>> recovered_tls_;  // until apply_recovered()
   std::map<uint64_t, Rule> rules_;  // pauses, and removals not yet finished
   uint64_t next_ = 1;
 };

@@ -41,6 +41,11 @@ Core::Core(Parts parts) : config_(std::move(parts.config)), observers_(std::move
         Shard::Parts{io, number, count, config_, limits_, observers_, std::move(parts.transports[number])}));
   }
   control_ = std::make_unique<Control>(shards_);
+  for (auto& shard : shards_) {
+    shard->delivery().on_tls_news = [this](uint64_t site, int64_t wall_ms) {
+      Call::post(shards_[0]->mailbox(), [this, site, wall_ms] { control_->learn_tls(site, wall_ms); });
+    };
+  }
   drain_timer_.bind<&Core::stop_now>(this);
 }
 

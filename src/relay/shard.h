@@ -77,6 +77,7 @@ class Shard {
   reactor::Io& io() { return io_; }
   reactor::Mailbox& mailbox() { return mailbox_; }
   queue::Scheduler& scheduler() { return *scheduler_; }
+  delivery::DeliveryAgent& delivery() { return *delivery_; }
   ingress::Injector& injector() { return *injector_; }
   ingress::SmtpListener& listener() { return *listener_; }
   EventTee& events() { return tee_; }

@@ -184,8 +184,11 @@ int Engine::verify_callback(int fine, WOLFSSL_X509_STORE_CTX* store) {
   Verified& verified = engine.info_.verified;
   if (store->totalCerts == 0) return 1;  // it showed none
   if (fine) {
-    if (verified == Verified::not_checked) verified = Verified::ok;
-    return 1;
+    if (verified != Verified::not_checked) return 1;
+    // A name to compare it with there is only where wolfSSL was given one.
+    const std::string& name = engine.options_.server_name;
+    verified = engine.client_ && (name.empty() || is_address(name)) ? Verified::wrong_name : Verified::ok;
+    return verified == Verified::ok || !engine.options_.verify ? 1 : 0;
   }
   if (verified == Verified::not_checked || verified == Verified::ok) verified = verified_of(store->error);
   return engine.options_.verify ? 0 : 1;
@@ -228,6 +231,13 @@ bool Engine::begin_server() {
 
 void Engine::handshake() {
   if (ssl_ == nullptr && !begin_server()) return;
+  if (client_ && !heard_ && !given_.empty()) {
+    heard_ = true;
+    // A handshake message or an alert; wolfSSL would call text a version that it does not know.
+    if (given_.front() != 22 && given_.front() != 21) {
+      return fail(Failure::not_tls, "what the server sent is no TLS");
+    }
+  }
   const int result = server_ ? wolfSSL_accept(ssl_) : wolfSSL_connect(ssl_);
   if (result == WOLFSSL_SUCCESS) return on_open();
   const int error = wolfSSL_get_error(ssl_, result);

@@ -125,6 +125,7 @@ class Engine {
   size_t hello_taken_ = 0;
   std::string output_;
   size_t ready_ = 0;         // what next() said
+  bool heard_ = false;  // client: the first octet has been looked at
   bool fresh_session_ = false;
   bool close_said_ = false;
   Info info_;

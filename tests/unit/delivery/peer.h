@@ -27,19 +27,28 @@ class Peer final : private net::ListenerOwner {
   struct Session final : private net::StreamOwner {
     Session(Peer& peer, reactor::Handle handle) : owner(peer), stream(peer.io_, *this) {
       stream.start(handle, reactor::BufferGroup::ingress);
-      answer("<connect>");
+      if (peer.tls_from_connect) {
+        stream.start_tls(tls::Engine::accept(peer.tls));
+      } else {
+        answer("<connect>");
+      }
     }
     Peer& owner;
     net::Stream stream;
     std::string in, out, sending, message;
     std::vector<std::string> lines;
     uint64_t chunk_left = 0;
-    bool in_data = false, closing = false, ended = false;
+    bool in_data = false, closing = false, ended = false, secured = false;
+    bool answer_anything = false;  // with text, whatever comes
     int messages = 0;
 
    private:
     friend class Peer;
     void on_data(char* data, size_t size, reactor::BufferRef) override {
+      if (answer_anything) {
+        out += "250 what\r\n";
+        return flush();
+      }
       in.append(data, size);
       parse();
     }
@@ -92,6 +101,9 @@ class Peer final : private net::ListenerOwner {
       }
       out += reply;
       flush();
+      if (line == "STARTTLS" && reply.starts_with("220") && owner.tls && stream.open()) {
+        stream.start_tls(tls::Engine::accept(owner.tls));
+      }
       if (reset) stream.close(true);
     }
     void flush() {
@@ -103,6 +115,10 @@ class Peer final : private net::ListenerOwner {
       } else if (closing || ended) {
         stream.close();
       }
+    }
+    void on_secure() override {
+      secured = true;
+      if (owner.tls_from_connect) answer("<connect>");
     }
     void on_sent() override { flush(); }
     void on_end(int) override {
@@ -145,6 +161,8 @@ class Peer final : private net::ListenerOwner {
     };
   }
 
+  bool tls_from_connect = false;
+  std::shared_ptr<tls::ServerContext> tls;  // for a script that answers STARTTLS with 220
   Script script = well_behaved({"PIPELINING", "8BITMIME"});
   std::vector<std::unique_ptr<Session>> sessions;
   std::vector<std::string> messages;

@@ -55,6 +55,7 @@ class SessionTest : public ::testing::Test, public SessionOwner {
     finished_.push_back(&attempt);
   }
   void ready() override { ready_ = true; }
+  void start_tls() override { FAIL() << "no test here asks for TLS"; }
   void send(std::span<const iovec> parts) override {
     EXPECT_EQ(unsent_, 0u);
     ++sends_;

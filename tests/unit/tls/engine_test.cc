@@ -170,6 +170,7 @@ TEST(EngineTest, PlaintextToTheClientFails) {
   auto engine = Engine::connect(client(), {});
   EXPECT_EQ(feed(*engine, "250 injected\r\n", 100), "");
   EXPECT_EQ(engine->state(), Engine::State::failed);
+  EXPECT_EQ(engine->failure(), Failure::not_tls);
 }
 
 TEST(EngineTest, EveryFlippedOctetOfARecordIsFound) {
@@ -267,6 +268,14 @@ TEST(EngineTest, CertificateIsJudgedAndOnlyReported) {
     if (at.expected != Verified::ok) {
       EXPECT_EQ(strict.client->failure(), Failure::certificate) << strict.client->error();
     }
+  }
+}
+
+TEST(EngineTest, WithoutANameToCompareNothingVerifies) {
+  for (const char* name : {"", "192.0.2.1", "2001:db8::1"}) {
+    EXPECT_EQ(connect(client(), server(), {.server_name = name}).client->info().verified, Verified::wrong_name);
+    Pair strict = connect(client(), server(), {.server_name = name, .verify = true});
+    EXPECT_EQ(strict.client->state(), Engine::State::failed);
   }
 }
 

@@ -1,0 +1,52 @@
+// Which TLS a receiver gets, and what is remembered of those that had it. docs/tls.md tells the rules.
+//
+// tls_policy() is the one place that answers "which policy for this site"; what else comes to have a say
+// (profiles, DANE, MTA-STS) is asked here.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <unordered_map>
+
+#include "config/config.h"
+#include "dns/mx.h"
+
+namespace millrace::delivery {
+
+struct TlsPolicy {
+  config::TlsLevel level = config::TlsLevel::opportunistic;
+  bool from_connect = false;  // TLS before the greeting (an explicit next hop written smtps://)
+};
+// Of the host of a route that is about to be connected to.
+TlsPolicy tls_policy(const config::Config& config, const dns::Route& route, std::string_view host);
+
+// Providers that offer TLS everywhere and always: what looks otherwise is an attack or a fault. Their hosts
+// never get mail in the clear unless --tls-for says so.
+bool always_has_tls(std::string_view host);
+
+// Sites that completed TLS lately, by a hash of their key. One a shard; the relay keeps the shards' alike
+// and stores the entries in the spool's state.
+//
+// Limits: at most kMostSites; when so many are remembered and none has expired, a new one is not.
+class TlsMemory {
+ public:
+  static constexpr int64_t kRememberMs = 30 * 86'400'000LL;
+  static constexpr int64_t kRenewMs = 86'400'000LL;
+  static constexpr size_t kMostSites = 50'000;
+
+  static uint64_t key(std::string_view site);  // FNV-1a; the same in every run
+  bool remembers(std::string_view site, int64_t wall_ms) const {
+    const auto at = sites_.find(key(site));
+    return at != sites_.end() && wall_ms - at->second < kRememberMs;
+  }
+  // True: it is news, to be stored and told to the other shards.
+  bool completed(std::string_view site, int64_t wall_ms);
+  // From the state, or from another shard.
+  void note(uint64_t site, int64_t wall_ms);
+  size_t size() const { return sites_.size(); }
+
+ private:
+  std::unordered_map<uint64_t, int64_t> sites_;  // UTC ms of the last noted completion
+};
+
+}  // namespace millrace::delivery
