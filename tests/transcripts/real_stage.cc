@@ -132,6 +132,25 @@ class RealStage final : public Stage {
     return now > memory_at_start_ ? now - memory_at_start_ : 0;
   }
 
+  bool relay_is_connected_to(unsigned host) override {
+    // Lines of /proc/net/tcp: number, local, remote address, state; addresses as the bytes lie in memory.
+    auto hex = [](const std::string& address, uint16_t port) {
+      unsigned a = 0, b = 0, c = 0, d = 0;
+      std::sscanf(address.c_str(), "%u.%u.%u.%u", &a, &b, &c, &d);
+      return fmt::format("{:02X}{:02X}{:02X}{:02X}:{:04X}", d, c, b, a, port);
+    };
+    const std::string remote = hex(host_address(host), kReceiverPort);
+    std::istringstream lines(text_of("/proc/self/net/tcp"));
+    for (std::string line; std::getline(lines, line);) {
+      std::istringstream words(line);
+      std::string number, local, peer, state;
+      words >> number >> local >> peer >> state;
+      if (peer != remote) continue;
+      if (state == "01" || state == "02" || state == "08") return true;  // established, connecting, closed by the peer
+    }
+    return false;
+  }
+
   void add_mx(const std::string& domain, uint16_t preference, const std::string& host) override {
     names_.zones.add_mx(domain, preference, host);
   }

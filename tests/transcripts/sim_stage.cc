@@ -109,6 +109,12 @@ class SimStage final : public Stage {
   bool relay_runs() const override { return core_ != nullptr; }
   const std::vector<std::string>& events() override { return events_; }
   uint64_t memory_used() override { return most_memory_; }
+  bool relay_is_connected_to(unsigned host) override {
+    bool found = false;
+    const std::string address = host_address(host);
+    world_.each_outbound(relay_host_, [&](const reactor::Address& peer) { found = found || peer.host_string() == address; });
+    return found;
+  }
 
   void add_mx(const std::string& domain, uint16_t preference, const std::string& host) override {
     zones_.add_mx(domain, preference, host);

@@ -50,6 +50,8 @@ class Stage {
   virtual bool relay_runs() const = 0;
   // Each line of the events file, or what observers were told.
   virtual const std::vector<std::string>& events() = 0;
+  // Whether the relay has a connection to the host, from its beginning until the relay closes it.
+  virtual bool relay_is_connected_to(unsigned host) = 0;
   // Octets of memory that came with the peers' octets: what buffers hold, or growth of the process.
   virtual uint64_t memory_used() = 0;
 
