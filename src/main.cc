@@ -1,7 +1,6 @@
 // millrace: arguments, signals, and a Relay. Exit codes: 0 stopped as told, 1 could not run, 2 bad usage.
 #include <pthread.h>
 #include <signal.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #ifdef MILLRACE_MIMALLOC
@@ -19,6 +18,7 @@
 #include "millrace/version.h"
 #include "reactor/files.h"
 #include "relay/confinement.h"
+#include "relay/descriptors.h"
 #include "relay/privileges.h"
 #include "tls/library.h"
 
@@ -26,24 +26,14 @@ namespace {
 
 using namespace millrace;
 
-// As many descriptors as the system lets us have: each connection is one.
-void raise_descriptor_limit(const config::Config& config) {
-  rlimit limit;
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  rlim_t wanted = std::max<rlim_t>(limit.rlim_max, config.max_connections + config.total_connections + 1000);
-  rlimit raised{wanted, wanted};
-  if (setrlimit(RLIMIT_NOFILE, &raised) != 0) {
-    raised = {limit.rlim_max, limit.rlim_max};
-    (void)setrlimit(RLIMIT_NOFILE, &raised);
-  }
-  getrlimit(RLIMIT_NOFILE, &limit);
-  uint64_t needed = uint64_t{config.max_connections} + config.total_connections + 1000;
-  log::info("descriptors: {}, of which {} for inbound and {} for outbound connections", limit.rlim_cur,
-            config.max_connections, config.total_connections);
-  if (limit.rlim_cur < needed) {
-    log::warning("{} descriptors are too few for --max-connections and --total-connections ({} needed): raise "
-                 "LimitNOFILE= or ulimit -n, or lower the two",
-                 limit.rlim_cur, needed);
+void share_out_descriptors(const config::Config& config) {
+  relay::DescriptorSplit split = relay::split_descriptors(config, relay::raise_descriptor_limit(config));
+  log::info("descriptors: {}, of which {} for inbound and {} for outbound connections", split.limit, split.inbound,
+            split.outbound);
+  if (!split.enough()) {
+    log::warning("{} descriptors are too few for --max-connections {} and --total-connections {}, which are scaled down "
+                 "({} needed): raise LimitNOFILE= or ulimit -n, or lower the two",
+                 split.limit, config.max_connections, config.total_connections, split.needed);
   }
 }
 
@@ -66,7 +56,7 @@ log::Level level_of(const std::string& name) {
 int run(const config::Invocation& invocation, const std::vector<std::string>& arguments) {
   const config::Config& config = *invocation.config;
   log::set_level(level_of(config.log_level));
-  raise_descriptor_limit(config);
+  share_out_descriptors(config);
   if (!config.user.empty()) {
     Status status = relay::become_user(invocation);
     if (!status.ok()) {

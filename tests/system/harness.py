@@ -110,8 +110,9 @@ def equal(found, wanted, what):
 class Relay:
     """A millrace with a spool of its own."""
 
-    def __init__(self, *options, port=2500, name='relay'):
-        self.options, self.port, self.name = options, port, name
+    def __init__(self, *options, port=2500, name='relay', prefix=()):
+        """`prefix`: a command that starts it, such as prlimit."""
+        self.options, self.port, self.name, self.prefix = options, port, name, prefix
         self.spool = SCRATCH / f'{name}-spool'
         self.events_file = SCRATCH / f'{name}-events'
         self.process = None
@@ -120,7 +121,7 @@ class Relay:
         """Begins, and waits for nothing."""
         self.spool.mkdir(exist_ok=True)
         self.process = spawn(
-            [RELAY, '--listen', f'127.0.0.1:{self.port}', '--spool', self.spool,
+            [*self.prefix, RELAY, '--listen', f'127.0.0.1:{self.port}', '--spool', self.spool,
              '--hostname', 'relay.test.invalid', '--events', self.events_file, *self.options, *more],
             self.name)
 

@@ -37,8 +37,8 @@ def is_confined():
         draft.rename(settings)
     configure(10)
 
-    ledger = SCRATCH / 'ledger'
-    receiver = sink('--ledger', ledger)
+    ledgers = SCRATCH / 'ledger-1', SCRATCH / 'ledger-2'
+    receiver = sink('--ledger', ledgers[0], '--ledger', ledgers[1])
     relay = Relay('--smarthost', '127.0.0.1:2600', '--user', USER, '--config', settings, '--segment-size', '4M',
                   '--max-message-size', '1M', '--spool-reserve', '4M', port=25)
     relay.events_file = logs / 'events'
@@ -55,13 +55,13 @@ def is_confined():
         check('Seccomp:\t2' in (task / 'status').read_text(), f'thread {task.name} is confined')
     check('not confined' not in log_of('relay'), log_of('relay'))
 
-    load('--messages', MESSAGES, '--connections', 20, '--ledger', ledger, '--size', 20000, port=25)
+    load('--messages', MESSAGES, '--connections', 20, '--ledger', ledgers[0], '--size', 20000, port=25)
     (logs / 'events').rename(logs / 'events.1')
     configure(3)
     relay.process.send_signal(signal.SIGHUP)
     eventually(lambda: 'destination-connections has changed' in log_of('relay'), 10, 'the configuration is read again')
     eventually((logs / 'events').exists, 10, 'a new events file')
-    load('--messages', MESSAGES, '--connections', 20, '--ledger', ledger, '--size', 20000, port=25)
+    load('--messages', MESSAGES, '--connections', 20, '--ledger', ledgers[1], '--size', 20000, port=25)
     said = subprocess.run([BUILD / 'millracectl', '--socket', relay.spool / 'admin.sock', 'status'], text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20)
     equal(said.returncode, 0, said.stdout)
