@@ -230,6 +230,7 @@ class Connection final : public net::StreamOwner {
   bool size_ = false;
   int64_t backoff_ = kFirstBackoff;
   int64_t failing_since_ = 0;  // 0: not failing
+  int connect_error_ = 0;      // of the last attempt to connect
 
   // The message in hand; kept over lost connections.
   bool has_message_ = false;
@@ -415,9 +416,11 @@ void Connection::on_connected(Completion& completion) {
   if (completion.result < 0 || abandoned_) {
     io_.close(std::exchange(socket_, reactor::kNoHandle));
     if (!abandoned_) ++worker_.results.connect_failures;
+    connect_error_ = -completion.result;
     return retry_later();
   }
   ++worker_.results.connections;
+  connect_error_ = 0;
   state_ = State::greeting;
   partial_.clear();
   next_ = Next::nothing;
@@ -436,7 +439,11 @@ void Connection::retry_later() {
   state_ = State::idle;
   if (failing_since_ == 0) failing_since_ = io_.now();
   if (io_.now() - failing_since_ > shared_.options.give_up) {
-    log::error("{}: no message was taken or refused for too long", peer_.to_string());
+    if (!worker_.results.gave_up) {
+      log::error("{}: {}; given up after {} s (--give-up)", peer_.to_string(),
+                 connect_error_ != 0 ? std::strerror(connect_error_) : "no message was taken or refused",
+                 shared_.options.give_up / 1'000'000'000);
+    }
     worker_.give_up();
   }
   io_.timers().arm(pause_, io_.now() + backoff_);
