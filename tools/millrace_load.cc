@@ -15,6 +15,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <cstring>
 #include <deque>
 #include <map>
 #include <memory>
