@@ -173,12 +173,9 @@ ReachableFiles reachable_files(const config::Invocation& invocation) {
   ReachableFiles files;
   files.write = {config.spool, folder_of(config.admin_socket)};
   files.sync = {folder_of(config.spool)};
-  for (const auto* list : {&config.tls_certificates, &config.tls_keys}) {
-    for (const std::string& path : *list) files.read.push_back(folder_of(path));
-  }
-  if (!config.client_ca.empty()) files.read.push_back(folder_of(config.client_ca));
   if (!config.events.empty()) files.write.push_back(folder_of(config.events));
   for (const std::string& path : read_again(invocation)) files.read.push_back(folder_of(path));
+  if (!config.tls_ca_file.empty()) files.read.push_back(folder_of(config.tls_ca_file));
   // What the resolver reads, and reads again when it has changed.
   for (const char* path : {"/etc", "/run/systemd/resolve", "/dev/urandom", "/dev/null"}) {
     files.read.push_back(path);
