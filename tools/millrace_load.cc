@@ -8,7 +8,7 @@
 // at once (RFC 2920 3.1); the content itself waits for the 354. What the server does not announce
 // is not used.
 //
-// Limits: no TLS, no AUTH. Latencies are taken with the clock of the event loop, which is read once
+// Limits: no AUTH; certificates are not checked. Latencies are taken with the clock of the event loop, which is read once
 // a turn. With --threads the numbers of messages are shared out evenly beforehand.
 #include <fmt/format.h>
 #include <unistd.h>
@@ -40,7 +40,11 @@ namespace {
 using reactor::Address;
 using reactor::Completion;
 
+enum class TlsMode : uint8_t { none, starttls, implicit };
+
 struct Options {
+  TlsMode tls = TlsMode::none;
+  bool tls_resume = true;
   std::vector<Address> connect;
   unsigned connections = 100;
   uint64_t messages = 0;  // 0: without end
@@ -83,6 +87,8 @@ struct Results {
   uint64_t connections_lost = 0;
   uint64_t sessions_refused = 0;  // greeting or EHLO not positive, or 421
   uint64_t connect_failures = 0;
+  uint64_t tls_handshakes = 0;  // completed
+  uint64_t tls_resumed = 0;
   bool gave_up = false;
   int64_t first = 0;  // monotonic nanoseconds: first message begun, last 250
   int64_t last = 0;
@@ -107,6 +113,8 @@ struct Results {
     connections_lost += other.connections_lost;
     sessions_refused += other.sessions_refused;
     connect_failures += other.connect_failures;
+    tls_handshakes += other.tls_handshakes;
+    tls_resumed += other.tls_resumed;
     gave_up |= other.gave_up;
     if (first == 0 || (other.first != 0 && other.first < first)) first = other.first;
     last = std::max(last, other.last);
@@ -158,6 +166,7 @@ class Connection final : public net::StreamOwner {
 
   // StreamOwner
   void on_data(char* data, size_t size, reactor::BufferRef buffer) override;
+  void on_secure() override;
   void on_sent() override;
   void on_end(int error) override;
   void on_closed() override;
@@ -168,6 +177,7 @@ class Connection final : public net::StreamOwner {
     connecting,
     greeting,     // waiting for the 220
     ehlo,         // waiting for the reply to EHLO
+    starttls,     // waiting for the reply to STARTTLS, then for the handshake
     waiting,      // in session, without a message (pace)
     resting,      // in session, a refused message waits to be tried again
     transaction,  // see awaiting_
@@ -178,12 +188,13 @@ class Connection final : public net::StreamOwner {
   // What the next reply of a transaction answers.
   enum class Awaiting : uint8_t { reset, mail, recipient, data, end };
   // What to send once the send in progress has ended.
-  enum class Next : uint8_t { nothing, hello, commands, content, lone_dot, quit };
+  enum class Next : uint8_t { nothing, hello, starttls, commands, content, lone_dot, quit };
 
   void on_connected(Completion& completion);
   void on_pause_over();
   void on_reply(int code, std::string_view line);
   void on_reply_line(std::string_view line);
+  void start_tls();
   void in_session();
   bool take_message();
   void begin();
@@ -283,6 +294,7 @@ class Worker {
 
   Results results;
   Counters counters;
+  std::shared_ptr<tls::ClientContext> tls;  // null: no TLS
 
  private:
   void on_pace();
@@ -311,6 +323,11 @@ Status Worker::prepare() {
   if (!io) return fail(io.error());
   io_ = std::move(*io);
   const Options& options = shared_.options;
+  if (options.tls != TlsMode::none) {
+    auto context = tls::ClientContext::make({});
+    if (!context) return fail(context.error());
+    tls = std::move(*context);
+  }
   unsigned mine =
       options.connections / threads_ + (next_number_ < options.connections % threads_ ? 1 : 0);
   for (unsigned i = 0; i < mine; ++i) {
@@ -428,6 +445,23 @@ void Connection::on_connected(Completion& completion) {
   needs_reset_ = quit_sent_ = pipelining_ = chunking_ = size_ = false;
   sent_on_connection_ = 0;
   stream_.start(std::exchange(socket_, reactor::kNoHandle), reactor::BufferGroup::ingress);
+  if (shared_.options.tls == TlsMode::implicit) start_tls();
+}
+
+void Connection::start_tls() {
+  tls::ClientOptions options;
+  if (shared_.options.tls_resume) options.session_key = peer_.to_string();
+  stream_.start_tls(tls::Engine::connect(worker_.tls, std::move(options)));
+}
+
+void Connection::on_secure() {
+  if (state_ == State::closing) return;
+  ++worker_.results.tls_handshakes;
+  if (stream_.tls()->info().resumed) ++worker_.results.tls_resumed;
+  if (shared_.options.tls == TlsMode::implicit) return;  // the greeting follows
+  pipelining_ = chunking_ = size_ = false;
+  state_ = State::ehlo;
+  transmit(Next::hello);
 }
 
 // Leaves the wait for a connection; comes back through on_pause_over().
@@ -510,11 +544,18 @@ void Connection::on_reply(int code, std::string_view line) {
         state_ = State::ehlo;
         return transmit(Next::hello);
       }
+      if (shared_.options.tls == TlsMode::starttls && !stream_.tls()) {
+        state_ = State::starttls;
+        return transmit(Next::starttls);
+      }
       if (std::exchange(connecting_counted_, false)) {
         worker_.connecting(-1);
         worker_.connect_more();
       }
       return in_session();
+    case State::starttls:
+      if (code != 220 || stream_.tls()) return session_refused(line);
+      return start_tls();
     case State::transaction:
       // After 421 the server ends the session; the message in hand has not been taken.
       if (code == 421) return session_refused(line);
@@ -665,6 +706,8 @@ void Connection::transmit(Next what) {
     case Next::hello:
       command_ = fmt::format("EHLO {}\r\n", shared_.options.ehlo);
       return send_text(command_);
+    case Next::starttls:
+      return send_text("STARTTLS\r\n");
     case Next::commands:
       return send_commands();
     case Next::content:
@@ -870,6 +913,7 @@ void Connection::abandon() {
       return;
     case State::greeting:
     case State::ehlo:
+    case State::starttls:
     case State::waiting:
     case State::resting:
     case State::transaction:
@@ -960,6 +1004,7 @@ void print_text(const Results& r, double seconds, double cpu_us) {
       "Messages: {} sent again, {} refused, {} refused and tried again, {} unanswered; "
       "{} recipients refused\n",
       r.sent_again, r.refused, r.refused_attempts, r.unanswered, r.recipients_refused);
+  if (r.tls_handshakes > 0) fmt::print("TLS: {} handshakes, {} of them resumed\n", r.tls_handshakes, r.tls_resumed);
   for (const auto& [text, count] : r.refusals) fmt::print("  {} x {}\n", count, text);
   fmt::print("Generator: {:.1f} us CPU a message\n", cpu_us);
 }
@@ -982,6 +1027,8 @@ void print_json(const Results& r, double seconds, double cpu_us) {
       {"connections_lost", r.connections_lost},
       {"connect_failures", r.connect_failures},
       {"sessions_refused", r.sessions_refused},
+      {"tls_handshakes", r.tls_handshakes},
+      {"tls_resumed", r.tls_resumed},
       {"latency_ms",
        {{"p50", r.latency.percentile_ms(50)},
         {"p90", r.latency.percentile_ms(90)},
@@ -1008,6 +1055,10 @@ int run(int argc, char** argv) {
   options.ehlo = "load.invalid";
   app.add_option("--connect", connect, "server (repeat: shared out over the connections)")
       ->type_name("HOST:PORT");
+  std::string tls_mode = "none", tls_resume = "on";
+  app.add_option("--tls", tls_mode, "encrypt; the server's certificate is not checked")
+      ->check(CLI::IsMember({"none", "starttls", "implicit"}));
+  app.add_option("--tls-resume", tls_resume, "resume sessions")->check(CLI::IsMember({"on", "off"}));
   app.add_option("--connections", options.connections, "connections open at a time")
       ->check(CLI::PositiveNumber);
   app.add_option("--messages", options.messages,
@@ -1062,6 +1113,8 @@ int run(int argc, char** argv) {
   if (!patience) return usage("--give-up: " + patience.error().text);
   options.give_up = *patience;
   options.pipelining = pipelining == "on";
+  options.tls = tls_mode == "none" ? TlsMode::none : tls_mode == "starttls" ? TlsMode::starttls : TlsMode::implicit;
+  options.tls_resume = tls_resume == "on";
   if (options.messages == 0 && options.duration == 0) options.messages = 100'000;
   if (threads > options.connections) threads = options.connections;
   if (run_number == 0) {

@@ -10,7 +10,10 @@
 // Exit code: 0; 1 when messages of the ledger are missing or altered, or there twice without a
 // broken connection or withheld reply that explains it.
 //
-// Limits: no TLS, no AUTH, no DNS. With --threads each connection is served by one of several
+// TLS: with a certificate it offers STARTTLS, or begins with TLS (--tls implicit); --tls-fault names ways in
+// which receivers break it. An expired certificate, or one for another name, is a matter of the files given.
+//
+// Limits: no AUTH, no DNS. With --threads each connection is served by one of several
 // rings, and the greatest number of messages in a second is per thread.
 #include <arpa/inet.h>
 #include <fmt/format.h>
@@ -80,7 +83,20 @@ struct Drop {
   double up_to;  // running sum of the probabilities
 };
 
+enum class TlsMode : uint8_t { none, starttls, implicit };
+enum class TlsFault : uint8_t {
+  none,
+  refuse,  // offered, and then 454
+  stall,   // 220, and then nothing
+  inject,  // a reply in the clear behind the 220
+  reset,   // 220, and then a reset
+  text,    // text in place of the handshake
+};
+
 struct Options {
+  TlsMode tls = TlsMode::none;
+  TlsFault tls_fault = TlsFault::none;
+  tls::ServerSettings tls_settings;
   int64_t latency = 0;  // nanoseconds before every reply
   std::vector<Odds> odds;
   bool odds_at_data = false;
@@ -205,6 +221,9 @@ struct Results {
   uint64_t deferred = 0;
   uint64_t bounced = 0;
   uint64_t dropped = 0;
+  uint64_t tls_handshakes = 0;  // completed
+  uint64_t tls_resumed = 0;
+  uint64_t tls_failed = 0;
   uint64_t reports = 0;  // messages from <>
   uint64_t by_bdat = 0;
   std::map<std::string, uint64_t> mistakes;
@@ -231,6 +250,7 @@ class Session final : public net::StreamOwner {
   Session(Server& server, Served& served, uint64_t seed);
   void start(reactor::Handle handle);
   void on_data(char* data, size_t size, reactor::BufferRef buffer) override;
+  void on_secure() override;
   void on_sent() override;
   void on_end(int error) override;
   void on_closed() override;
@@ -259,6 +279,8 @@ class Session final : public net::StreamOwner {
     std::string text;
   };
 
+  void greet();
+  void starttls();
   void command(std::string_view line);
   void ehlo(bool extended);
   void mail(std::string_view argument);
@@ -298,6 +320,8 @@ class Session final : public net::StreamOwner {
   bool discard_chunk_ = false;  // BDAT out of order: its octets are read and dropped
   bool any_chunk_ = false;
   bool quit_ = false;
+  bool tls_wanted_ = false;  // the 220 to STARTTLS is on its way
+  bool text_for_tls_ = false;
   bool id_found_ = false;
   uint64_t chunk_left_ = 0;
   uint64_t messages_ = 0;
@@ -335,6 +359,7 @@ class Server {
   Pairs& pairs;
   Prng prng;
   std::unique_ptr<reactor::Io> io;
+  std::shared_ptr<tls::ServerContext> tls;  // null: no TLS
   Results results;
   // Written here, read by the first server.
   std::atomic<uint64_t> recipients_so_far{0};
@@ -448,6 +473,24 @@ void Session::start(reactor::Handle handle) {
     if (auto peer = server_.io->peer_address(handle); peer) pair_ += '<' + peer->host_string();
   }
   counted_ = server_.pairs.open(pair_, options.max_connections);
+  if (options.tls == TlsMode::implicit) {
+    stream_.start_tls(tls::Engine::accept(server_.tls));
+  } else {
+    greet();
+  }
+}
+
+void Session::on_secure() {
+  const tls::Engine::Info& info = stream_.tls()->info();
+  ++server_.results.tls_handshakes;
+  if (info.resumed) ++server_.results.tls_resumed;
+  if (server_.options.tls == TlsMode::implicit) return greet();
+  greeted_ = false;
+  reset();
+}
+
+void Session::greet() {
+  const Options& options = server_.options;
   if (counted_) {
     reply(fmt::format("220 {} ESMTP", options.hostname));
   } else {
@@ -461,6 +504,14 @@ void Session::start(reactor::Handle handle) {
 void Session::mistake(const char* what) { ++server_.results.mistakes[what]; }
 
 void Session::on_data(char* data, size_t size, reactor::BufferRef) {
+  if (text_for_tls_) {
+    reply("250 2.0.0 text in place of TLS");
+    return flush();
+  }
+  if (tls_wanted_) {
+    mistake("talks between STARTTLS and its reply");
+    return stream_.close(true);
+  }
   if (!greeting_sent_ && state_ == State::command) mistake("talks before the greeting");
   size_t at = 0;
   while (at < size && !stream_.closing()) {
@@ -572,6 +623,7 @@ void Session::command(std::string_view line) {
   if (is("BDAT")) return bdat(line.substr(4));
   if (is("EHLO")) return ehlo(true);
   if (is("HELO")) return ehlo(false);
+  if (is("STARTTLS") && server_.options.tls == TlsMode::starttls && !stream_.tls()) return starttls();
   if (is("RSET")) {
     reset();
     return reply("250 2.0.0 Ok");
@@ -586,6 +638,30 @@ void Session::command(std::string_view line) {
   reply("500 5.5.2 Unknown command");
 }
 
+void Session::starttls() {
+  switch (server_.options.tls_fault) {
+    case TlsFault::refuse:
+      return reply("454 4.7.0 TLS not available");
+    case TlsFault::inject:
+      reply("220 2.0.0 Ready to start TLS");
+      return reply("250 2.0.0 injected");
+    case TlsFault::stall:
+      reply("220 2.0.0 Ready to start TLS");
+      state_ = State::stalled;
+      return;
+    case TlsFault::reset:
+      return stream_.close(true);
+    case TlsFault::text:
+      reply("220 2.0.0 Ready to start TLS");
+      text_for_tls_ = true;
+      return;
+    case TlsFault::none:
+      reply("220 2.0.0 Ready to start TLS");
+      tls_wanted_ = true;
+      return;
+  }
+}
+
 void Session::ehlo(bool extended) {
   const Options& options = server_.options;
   greeted_ = true;
@@ -594,6 +670,7 @@ void Session::ehlo(bool extended) {
   reply("250-" + options.hostname);
   if (options.pipelining) reply("250-PIPELINING");
   if (options.chunking) reply("250-CHUNKING");
+  if (options.tls == TlsMode::starttls && !stream_.tls()) reply("250-STARTTLS");
   if (options.size != 0) reply(fmt::format("250-SIZE {}", options.size));
   reply("250-8BITMIME");
   reply("250-ENHANCEDSTATUSCODES");
@@ -868,12 +945,20 @@ void Session::send_ready() {
   ready_.clear();
   iovec part{wire_.data(), wire_.size()};
   stream_.send({&part, 1});
+  if (tls_wanted_ && out_.empty() && delayed_.empty()) {
+    tls_wanted_ = false;
+    stream_.start_tls(tls::Engine::accept(server_.tls));
+  }
 }
 
 void Session::on_sent() { send_ready(); }
 
 void Session::on_end(int) {
   if (stream_.closing()) return;
+  if (stream_.tls() && stream_.tls()->state() != tls::Engine::State::open &&
+      stream_.tls()->state() != tls::Engine::State::closed) {
+    ++server_.results.tls_failed;
+  }
   // Without QUIT, or before the replies were out, the last 250 may not have been read.
   settle_last(!quit_);
   stream_.close();
@@ -988,6 +1073,9 @@ nlohmann::ordered_json to_json(const Results& r, const Verdict& verdict, uint64_
       {"deferred", r.deferred},
       {"bounced", r.bounced},
       {"dropped", r.dropped},
+      {"tls_handshakes", r.tls_handshakes},
+      {"tls_resumed", r.tls_resumed},
+      {"tls_failed", r.tls_failed},
       {"mistakes", r.mistakes},
       {"per_second", r.per_second},
       {"cpu_us_per_message", cpu_us}};
@@ -1022,6 +1110,9 @@ void print_text(const Results& r, const Verdict& verdict, uint64_t most_connecti
   fmt::print(
       "Messages: {} by BDAT, {} reports; {} deferred, {} bounced, {} rate limited, {} dropped\n",
       r.by_bdat, r.reports, r.deferred, r.bounced, r.limited, r.dropped);
+  if (r.tls_handshakes + r.tls_failed > 0) {
+    fmt::print("TLS: {} handshakes, {} of them resumed; {} failed\n", r.tls_handshakes, r.tls_resumed, r.tls_failed);
+  }
   for (const auto& [what, count] : r.mistakes)
     fmt::print("  client's mistake: {} x {}\n", count, what);
   if (verdict.checked) {
@@ -1153,6 +1244,15 @@ int run(int argc, char** argv) {
   app.add_option("--size", size, "announce and enforce SIZE; 0: no");
   app.add_option("--drop", drops,
                  "after-dot:P (close without the reply), stall:P (never reply), reset:P (repeat)");
+  std::string tls_mode = "none", tls_fault = "none";
+  tls::CertificateFiles certificate;
+  app.add_option("--tls", tls_mode, "offer STARTTLS, or begin with TLS")
+      ->check(CLI::IsMember({"none", "starttls", "implicit"}));
+  app.add_option("--tls-certificate", certificate.chain, "PEM file");
+  app.add_option("--tls-key", certificate.key, "PEM file");
+  app.add_option("--tls-fault", tls_fault,
+                 "at STARTTLS: 454; 220 and silence; a reply behind the 220; reset; text for a handshake")
+      ->check(CLI::IsMember({"none", "refuse", "stall", "inject", "reset", "text"}));
   app.add_option("--hostname", options.hostname, "name in greetings");
   app.add_flag("--verify", options.verify, "hash what arrives");
   app.add_option("--ledger", ledgers, "check what arrived against this file at the end (repeat)");
@@ -1204,12 +1304,29 @@ int run(int argc, char** argv) {
   options.close_with_421 = closes == "421";
   options.verify |= !ledgers.empty();
 
+  if (tls_mode != "none") {
+    options.tls = tls_mode == "starttls" ? TlsMode::starttls : TlsMode::implicit;
+    auto read = tls::read_certificate(certificate);
+    if (!read) return usage("--tls-certificate, --tls-key: " + read.error().text);
+    options.tls_settings.certificates.push_back(std::move(*read));
+  }
+  constexpr std::pair<std::string_view, TlsFault> kFaults[] = {
+      {"none", TlsFault::none},   {"refuse", TlsFault::refuse}, {"stall", TlsFault::stall},
+      {"inject", TlsFault::inject}, {"reset", TlsFault::reset},   {"text", TlsFault::text}};
+  for (const auto& [word, fault] : kFaults) {
+    if (tls_fault == word) options.tls_fault = fault;
+  }
+
   stop_on_signals();
   raise_descriptor_limit();
   Pairs pairs;
   std::vector<std::unique_ptr<Server>> servers;
   for (unsigned i = 0; i < threads; ++i) {
     servers.push_back(std::make_unique<Server>(options, pairs, seed + i));
+    if (options.tls == TlsMode::none) continue;
+    auto context = tls::ServerContext::make(options.tls_settings);
+    if (!context) return usage(context.error().text);
+    servers.back()->tls = std::move(*context);
   }
   int64_t reported_at = 0;
   uint64_t reported = 0;
@@ -1272,6 +1389,9 @@ int run(int argc, char** argv) {
     all.octets += r.octets;
     all.connections += r.connections;
     all.refused_connections += r.refused_connections;
+    all.tls_handshakes += r.tls_handshakes;
+    all.tls_resumed += r.tls_resumed;
+    all.tls_failed += r.tls_failed;
     all.most_open += r.most_open;
     all.most_messages_on_a_connection =
         std::max(all.most_messages_on_a_connection, r.most_messages_on_a_connection);

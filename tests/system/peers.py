@@ -35,7 +35,7 @@ def maildir(path):
 class Postfix:
     """Stores what it gets for its domain in a Maildir; or, with `relayhost`, passes everything on to it."""
 
-    def __init__(self, address, domain='receiver.test', port=25, relayhost=None, name='postfix'):
+    def __init__(self, address, domain='receiver.test', port=25, relayhost=None, name='postfix', settings=''):
         self.home = home = home_of(name)
         owner = pwd.getpwnam('nobody')
         for folder in ('config', 'queue', 'data', 'mail'):
@@ -66,7 +66,7 @@ inet_interfaces = {address}
 inet_protocols = ipv4
 mynetworks = 127.0.0.0/8, {address}
 smtp_dns_support_level = disabled
-{where}''')
+{where}{settings}''')
         (home / 'config/master.cf').write_text(f'''
 {address}:{port} inet n - n - - smtpd
 pickup unix n - n 60 1 pickup
@@ -82,6 +82,7 @@ virtual unix - n n - - virtual
 error unix - - n - - error
 retry unix - - n - - error
 anvil unix - - n - 1 anvil
+tlsmgr unix - - n 1000 1 tlsmgr
 scache unix - - n - 1 scache
 postlog unix-dgram n - n - 1 postlogd
 ''')

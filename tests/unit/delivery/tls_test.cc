@@ -164,6 +164,18 @@ TEST_F(TlsTest, SilentHandshakeEndsWithinItsTime) {
   EXPECT_EQ(agent_->stats().tls_failed_ended, 1u);
 }
 
+TEST_F(TlsTest, RetiredLaneDoesNotWaitForAHandshake) {
+  Peer& peer = tls_peer();
+  peer.tls.reset();
+  add("one\r\n");
+  resolve("dest.example");
+  queue::Lane* lane = open();
+  ASSERT_TRUE(run([&] { return !peer.sessions.empty() && peer.sessions[0]->lines.size() == 2; }));
+  world_.run_for(kSecond);
+  lane->retire();
+  EXPECT_TRUE(run_until_closed(1, 5));
+}
+
 TEST_F(TlsTest, PlaintextBehindThe220EndsTheConversation) {
   Peer& peer = tls_peer();
   peer.script = with_starttls("220 go\r\n250 injected\r\n");

@@ -1,0 +1,141 @@
+#!/usr/bin/env python3
+"""TLS on both sides, with our own programs and with those of others (openssl s_client, swaks, Postfix in front and
+behind), and a receiver that breaks TLS in the ways receivers do: what may go in the clear then, and what waits."""
+import os
+import subprocess
+
+import peers
+from harness import SCRATCH, SLOWER, Relay, check, equal, eventually, find, isolate, load, need, run, sink
+
+MESSAGES = 2000 // SLOWER
+
+
+def certificate(name, host):
+    """The flags that give a program a certificate for this host."""
+    os.chmod(SCRATCH, 0o755)
+    chain, key = SCRATCH / f'{name}.pem', SCRATCH / f'{name}.key'
+    subprocess.run([find('openssl'), 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes',
+                    '-days', '30', '-subj', f'/CN={host}', '-addext', f'subjectAltName=DNS:{host}', '-keyout', key,
+                    '-out', chain], check=True, capture_output=True)
+    return chain, key
+
+
+def flags(pair):
+    return ['--tls-certificate', pair[0], '--tls-key', pair[1]]
+
+
+def ours_on_both_sides(mine, theirs):
+    for mode, hop in (('starttls', '127.0.0.1:2600'), ('implicit', 'smtps://127.0.0.1:2600')):
+        ledger = SCRATCH / f'ledger-{mode}'
+        receiver = sink('--tls', mode, *flags(theirs), '--ledger', ledger)
+        relay = Relay('--listen-tls', '127.0.0.1:2501', *flags(mine), '--smarthost', hop, '--tls', 'required',
+                      '--messages-per-connection', 50, name=f'relay-{mode}').start()
+        report = load('--tls', mode, '--messages', MESSAGES, '--connections', 20, '--ledger', ledger, '--reuse', 40,
+                      port=2500 if mode == 'starttls' else 2501)
+        eventually(lambda: len(relay.events('delivered')) >= MESSAGES, 60, 'everything is delivered')
+        for event in relay.events():
+            if event['type'] in ('received', 'delivered'):
+                equal(event.get('tls_version'), 'TLSv1.3', f'{mode}: TLS of {event}')
+        equal(relay.events('delivered')[0]['tls_verified'], 'untrusted', 'the receiver is self-signed')
+        relay.stop()
+        result = receiver.finish()
+        for fault in ('missing', 'altered', 'unknown', 'duplicates'):
+            equal(result['ledger'][fault], 0, f'{mode}: {fault} ({result})')
+        equal(result['mistakes'], {}, f'{mode}: mistakes')
+        check(report['tls_resumed'] > 0, f'{mode}: the generator resumed sessions ({report})')
+        check(result['tls_resumed'] > 0, f'{mode}: the relay resumed sessions ({result})')
+
+
+def clients_of_others(mine):
+    receiver = sink()
+    relay = Relay('--listen-tls', '127.0.0.1:2501', *flags(mine), '--require-tls', '--smarthost', '127.0.0.1:2600',
+                  name='relay-clients').start()
+    dialogue = ('EHLO client.test\r\nMAIL FROM:<a@sender.test>\r\nRCPT TO:<b@receiver.test>\r\nDATA\r\n'
+                'Subject: by hand\r\n\r\nhello\r\n.\r\nQUIT\r\n')
+    sent = 0
+    for version in ('-tls1_2', '-tls1_3'):
+        begun = subprocess.run([find('openssl'), 's_client', version, '-starttls', 'smtp', '-connect', '127.0.0.1:2500'],
+                               input='QUIT\r\n', capture_output=True, text=True, timeout=60)
+        check('Cipher is' in begun.stdout and '(NONE)' not in begun.stdout, f'STARTTLS {version}: {begun.stdout}')
+        client = subprocess.Popen([find('openssl'), 's_client', '-quiet', version, '-connect', '127.0.0.1:2501'],
+                                  text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        heard = [client.stdout.readline()]
+        for line in dialogue.split('\r\n')[:-1]:
+            client.stdin.write(line + '\r\n')
+            client.stdin.flush()
+            while line not in ('Subject: by hand', '', 'hello'):
+                heard.append(client.stdout.readline())
+                if heard[-1][3:4] != '-':
+                    break
+        client.stdin.close()
+        client.wait(20)
+        codes = [line[:3] for line in heard[1:] if line[3:4] == ' ']
+        equal(codes, ['250', '250', '250', '354', '250', '221'], f's_client {version}: {heard}')
+        sent += 1
+    for options in (['--server', '127.0.0.1:2500', '--tls'], ['--server', '127.0.0.1:2501', '--tls-on-connect']):
+        subprocess.run([find('swaks'), *options, '--from', 'a@sender.test', '--to', 'b@receiver.test'], check=True,
+                       capture_output=True, timeout=60)
+        sent += 1
+    # What may not be: mail in the clear, TLS 1.1.
+    refused = subprocess.run([find('swaks'), '--server', '127.0.0.1:2500', '--from', 'a@sender.test', '--to',
+                              'b@receiver.test'], capture_output=True, text=True, timeout=60)
+    check('530 5.7.0' in refused.stdout, f'mail in the clear: {refused.stdout}')
+    old = subprocess.run([find('openssl'), 's_client', '-tls1_1', '-cipher', 'ALL:@SECLEVEL=0', '-connect',
+                          '127.0.0.1:2501'], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    check('alert protocol version' in old.stderr, f'TLS 1.1: {old.stderr}')
+    eventually(lambda: len(relay.events('delivered')) == sent, 30, f'{sent} messages')
+    relay.stop()
+    receiver.finish()
+
+
+def faults(theirs):
+    for fault, arrives in (('refuse', True), ('stall', False), ('inject', False), ('reset', False), ('text', False)):
+        receiver = sink('--tls', 'starttls', '--tls-fault', fault, *flags(theirs))
+        relay = Relay('--smarthost', '127.0.0.1:2600', '--hold', '1s', '--drain-timeout', '1s',
+                      name=f'relay-{fault}').start()
+        load('--messages', 1, '--connections', 1)
+        if arrives:
+            event = eventually(lambda: relay.events('delivered'), 20, fault)[0]
+            check(event['tls_reason'].startswith('454'), f'{fault}: the reason: {event}')
+        elif fault != 'stall':  # which has its minute
+            event = eventually(lambda: [e for e in relay.events('queue') if e.get('stage') == 'starttls'], 20, fault)[0]
+            equal(event['stage'], 'starttls', f'{fault}: {event}')
+        equal(len(relay.events('delivered')), 1 if arrives else 0, f'{fault}: delivered')
+        relay.stop()
+        equal(receiver.finish()['messages'], 1 if arrives else 0, f'{fault}: messages that arrived')
+
+
+def postfix_on_both_sides(mine, theirs):
+    for address in ('45.0.2.1', '45.0.2.2'):
+        peers.add_address(address)
+    level = 'smtp_tls_security_level = encrypt\n'
+    behind = peers.Postfix('45.0.2.1', settings=f'smtpd_tls_security_level = encrypt\nsmtpd_tls_cert_file = {theirs[0]}\n'
+                                                 f'smtpd_tls_key_file = {theirs[1]}\nsmtpd_tls_received_header = yes\n')
+    relay = Relay(*flags(mine), '--require-tls', '--tls', 'required', '--relay-from', '45.0.2.2',
+                  '--smarthost', '45.0.2.1:25',
+                  name='relay-postfix').start()
+    peers.Postfix('45.0.2.2', domain='front.test', relayhost=('127.0.0.1', 2500), name='front', settings=level)
+    for number in range(5):
+        subprocess.run([find('swaks'), '--server', '45.0.2.2:25', '--from', 'a@front.test', '--to', 'box@receiver.test',
+                        '--body', f'number {number}'], check=True, capture_output=True, timeout=60)
+    eventually(lambda: len(behind.stored()) == 5, 60, 'Postfix has stored them')
+    for raw in behind.stored():
+        check(b'TLSv1.3' in raw and b'with ESMTPS id' in raw, f'Received headers: {raw[:800]!r}')
+    for event in relay.events('delivered'):
+        equal(event['tls_version'], 'TLSv1.3', 'towards Postfix')
+    relay.stop()
+
+
+def test():
+    mine, theirs = certificate('mine', 'relay.test'), certificate('theirs', 'receiver.test')
+    ours_on_both_sides(mine, theirs)
+    clients_of_others(mine)
+    faults(theirs)
+    if peers.POSTFIX.exists():
+        postfix_on_both_sides(mine, theirs)
+
+
+if __name__ == '__main__':
+    need('millrace', 'millrace-load', 'millrace-sink', 'openssl', 'swaks', 'ip')
+    isolate()
+    run(test)
