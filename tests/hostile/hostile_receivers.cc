@@ -469,9 +469,8 @@ class Receiver final : public net::ListenerOwner {
         return session.peer.close();
       case How::delayed_ack: return;
     }
-    // It has had its say; a positive one must not be believed, so it takes no more either.
-    const bool refusal = cell_.how == How::code_4xx || cell_.how == How::code_5xx;
-    if (!refusal) {
+    // It has had its say. Most take the rest all the same: who says yes too early is not believed even so.
+    if (cell_.how == How::wrong_code || cell_.how == How::mixed_codes) {
       session.stuck = true;
       session.peer.stop_reading();
     }
