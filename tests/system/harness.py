@@ -220,11 +220,11 @@ def run(test):
         test()
         print('ok')
     except Exception as problem:
+        for log in sorted(SCRATCH.rglob('*.log')):
+            print(f'--- {log.relative_to(SCRATCH)}\n' + '\n'.join(log.read_text(errors='replace').splitlines()[-100:]))
         if not isinstance(problem, AssertionError):
             traceback.print_exc(file=sys.stdout)
         print(f'FAILED: {problem}')
-        for log in sorted(SCRATCH.rglob('*.log')):
-            print(f'--- {log.relative_to(SCRATCH)}\n' + '\n'.join(log.read_text(errors='replace').splitlines()[-100:]))
         sys.exit(1)
     finally:
         for process in _running:
