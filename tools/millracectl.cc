@@ -110,6 +110,15 @@ int run(int argc, char** argv) {
   show->add_option("ID", id, "Spool id, as in the 250 reply")->required();
   show->callback([&] { request = {{"command", "show"}, {"id", id}}; });
 
+  std::string subject;
+  CLI::App* explain = app.add_subcommand(
+      "explain", "Why mail to a domain, or a message, goes as it does: limits, where each was set, what binds");
+  explain->add_option("DOMAIN|ID", subject, "Recipient domain, or a message's spool id")->required();
+  explain->callback([&] {
+    bool is_id = subject.size() == 26 && subject.find('.') == std::string::npos;
+    request = {{"command", "explain"}, {is_id ? "id" : "domain", subject}};
+  });
+
   Filter filter;
   auto command = [&](const char* name, const char* help) {
     CLI::App* sub = app.add_subcommand(name, help);
@@ -162,6 +171,7 @@ int run(int argc, char** argv) {
   std::string text = name == "status"  ? admin::show_status(*result, view)
                      : name == "queue" ? admin::show_queue(*result, view)
                      : name == "show"  ? admin::show_message(*result, view)
+                     : name == "explain" ? admin::show_explain(*result, view)
                                        : admin::show_command(*result, name);
   fmt::print("{}", text);
   return 0;

@@ -19,6 +19,9 @@ class Control {
   virtual void queue_rows(std::function<void(std::vector<queue::QueueRow>)> done) = 0;
   virtual void show(const mail::SpoolId& id,
                     std::function<void(Result<queue::MessageRow>)> done) = 0;
+  // Of a domain or, if that is empty, of a message: its limits, and what binds.
+  virtual void explain(const std::string& domain, const mail::SpoolId& id,
+                       std::function<void(Result<std::vector<queue::ExplainRow>>)> done) = 0;
   // The number of recipients that match and, unless `dry_run`, on whom the command has begun to
   // act: the command itself is durable then.
   virtual void command(queue::Command command, queue::Filter filter, bool dry_run,

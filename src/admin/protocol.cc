@@ -110,14 +110,19 @@ Result<Request> parse_request(std::string_view line) {
     if (Status status = keys.finish(); !status) return fail(status.error());
     if (show.id.empty()) return fail("show needs an id");
     request = show;
+  } else if (name == "explain") {
+    ExplainRequest explain{lower(keys.text("domain")), keys.id()};
+    if (Status status = keys.finish(); !status) return fail(status.error());
+    if (explain.domain.empty() == explain.id.empty()) return fail("explain needs either a domain or an id");
+    request = std::move(explain);
   } else {
     const queue::Command* found =
         std::find_if(std::begin(kCommands), std::end(kCommands),
                      [&](queue::Command c) { return queue::to_string(c) == name; });
     if (found == std::end(kCommands)) {
       return fail(
-          fmt::format("unknown command '{}'; known are status, queue, show, pause, resume, retry, "
-                      "delete and bounce",
+          fmt::format("unknown command '{}'; known are status, queue, show, explain, pause, resume, "
+                      "retry, delete and bounce",
                       name));
     }
     CommandRequest command;
@@ -201,6 +206,41 @@ json to_json(const queue::MessageRow& row) {
     put_text(one, "why", recipient.why);
     out["recipients"].push_back(std::move(one));
   }
+  return out;
+}
+
+json to_json(const queue::ExplainRow& row, int64_t now, int64_t wall_ms) {
+  json out{{"domain", row.domain}, {"source", row.source}, {"messages", row.messages}, {"ready", row.ready},
+           {"in_flight", row.in_flight}, {"waiting", row.waiting}, {"connections", row.connections}};
+  put_text(out, "pool", row.pool);
+  put_text(out, "tenant", row.tenant);
+  put_text(out, "job", row.job);
+  put_text(out, "provider", row.provider);
+  put_text(out, "site", row.site);
+  put_text(out, "why", row.why);
+  put_time(out, "next_attempt", row.next_attempt_ms);
+  put_time(out, "held_until", row.held_until_ms);
+  put_text(out, "messages_per_connection", row.messages_per_connection);
+  put_text(out, "messages_per_connection_where", row.messages_per_connection_where);
+  put_text(out, "recipients_per_transaction", row.recipients_per_transaction);
+  put_text(out, "recipients_per_transaction_where", row.recipients_per_transaction_where);
+  out["limits"] = json::array();
+  // What binds is what lets the next one through last.
+  const shaping::LimitRow* binds = nullptr;
+  auto add = [&](const shaping::LimitRow& limit, const char* of) {
+    json one{{"of", of}, {"scope", limit.scope}, {"key", limit.key}, {"limit", limit.limit}, {"where", limit.where},
+             {"used", limit.used}, {"waiting", limit.waiting}};
+    if (limit.free_at == INT64_MAX) {
+      one["next"] = "when one ends";
+    } else if (limit.free_at > 0) {
+      put_time(one, "next", wall_ms + (limit.free_at - now) / 1'000'000);
+    }
+    out["limits"].push_back(std::move(one));
+    if (limit.free_at > 0 && (!binds || limit.free_at > binds->free_at)) binds = &limit;
+  };
+  for (const shaping::LimitRow& limit : row.attempt_limits) add(limit, "attempts");
+  for (const shaping::LimitRow& limit : row.connection_limits) add(limit, "connections");
+  if (binds) out["binds"] = binds->scope + ": " + binds->key + " " + binds->limit + " (" + binds->where + ")";
   return out;
 }
 

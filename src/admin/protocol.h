@@ -4,6 +4,7 @@
 //   {"command":"status"}
 //   {"command":"queue","domain":"example.com","limit":100}
 //   {"command":"show","id":"01KAMZ3T5S00104H4K8NAPCRW8"}
+//   {"command":"explain","domain":"example.com"}                  or "id"
 //   {"command":"pause","domain":"example.com","dry_run":true}      also resume, retry, delete,
 //   bounce
 //
@@ -34,18 +35,23 @@ struct QueueRequest {
 struct ShowRequest {
   mail::SpoolId id;
 };
+struct ExplainRequest {
+  std::string domain;  // empty: the message
+  mail::SpoolId id;
+};
 struct CommandRequest {
   queue::Command command = queue::Command::pause;
   queue::Filter filter;
   bool dry_run = false;
 };
-using Request = std::variant<StatusRequest, QueueRequest, ShowRequest, CommandRequest>;
+using Request = std::variant<StatusRequest, QueueRequest, ShowRequest, ExplainRequest, CommandRequest>;
 
 Result<Request> parse_request(std::string_view line);
 
 nlohmann::json to_json(const RelayStatus& status);
 nlohmann::json to_json(const queue::QueueRow& row);
 nlohmann::json to_json(const queue::MessageRow& row);
+nlohmann::json to_json(const queue::ExplainRow& row, int64_t now, int64_t wall_ms);
 nlohmann::json to_json(const queue::Filter& filter);  // the keys of a request
 
 // Whole lines, '\n' included; ASCII only, whatever a peer has said.

@@ -186,6 +186,17 @@ void Server::handle(uint64_t session, Request request) {
         refuse(row.error().text);
       }
     });
+  } else if (auto* explain = std::get_if<ExplainRequest>(&request)) {
+    control_.explain(explain->domain, explain->id,
+                     [this, reply, refuse, alive = alive_](Result<std::vector<queue::ExplainRow>> rows) {
+                       if (!rows) return refuse(rows.error().text);
+                       if (!*alive) return;
+                       nlohmann::json result{{"rows", nlohmann::json::array()}};
+                       for (const queue::ExplainRow& row : *rows) {
+                         result["rows"].push_back(to_json(row, io_.now(), io_.wall_ms()));
+                       }
+                       reply(std::move(result));
+                     });
   } else if (auto* command = std::get_if<CommandRequest>(&request)) {
     if (!command->dry_run) {
       log::info(

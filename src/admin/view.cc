@@ -201,6 +201,54 @@ std::string show_queue(const json& result, const ViewOptions& options) {
   return out;
 }
 
+std::string show_explain(const json& result, const ViewOptions& options) {
+  std::string out;
+  auto rows = result.find("rows");
+  if (rows == result.end() || !rows->is_array()) return out;
+  for (const json& row : *rows) {
+    if (!out.empty()) out += '\n';
+    auto line = [&](std::string_view title, const std::string& value) {
+      if (!value.empty()) out += fmt::format("{:<12} {}\n", title, value);
+    };
+    line("domain", text_of(row, "domain"));
+    line("pool", text_of(row, "pool"));
+    line("tenant", text_of(row, "tenant"));
+    line("job", text_of(row, "job"));
+    line("provider", text_of(row, "provider"));
+    line("site", text_of(row, "site"));
+    line("source", text_of(row, "source"));
+    line("mail", fmt::format("{}: {} ready, {} in delivery, {} waiting for a retry; {} connections",
+                             number_of(row, "messages"), number_of(row, "ready"), number_of(row, "in_flight"),
+                             number_of(row, "waiting"), number_of(row, "connections")));
+    line("now", text_of(row, "why"));
+    line("binds", text_of(row, "binds").empty() ? "no limit" : text_of(row, "binds"));
+    if (!text_of(row, "next_attempt").empty()) {
+      line("next", fmt::format("{} (in {})", text_of(row, "next_attempt"), until(row, "next_attempt", options.now_ms)));
+    }
+    Table table({{"OF", false}, {"SCOPE", false, 60}, {"LIMIT", false}, {"IN USE", true}, {"WAITING", true}, {"NEXT", true},
+                 {"SET AT", false, 60}});
+    auto limits = row.find("limits");
+    if (limits != row.end() && limits->is_array()) {
+      for (const json& limit : *limits) {
+        std::string next = text_of(limit, "next");
+        std::string when = until(limit, "next", options.now_ms);
+        table.add({text_of(limit, "of"), text_of(limit, "scope"), text_of(limit, "key") + " " + text_of(limit, "limit"),
+                   fmt::format("{}", number_of(limit, "used")), fmt::format("{}", number_of(limit, "waiting")),
+                   next.empty() ? "now" : parse_time(next) == 0 ? next : when, text_of(limit, "where")});
+      }
+    }
+    for (const char* key : {"messages_per_connection", "recipients_per_transaction"}) {
+      std::string value = text_of(row, key);
+      if (value.empty()) continue;
+      std::string name = key;
+      std::replace(name.begin(), name.end(), '_', '-');
+      table.add({"each", "", name + " " + value, "", "", "", text_of(row, (std::string(key) + "_where").c_str())});
+    }
+    out += '\n' + table.text();
+  }
+  return out;
+}
+
 std::string show_message(const json& result, const ViewOptions& options) {
   std::string out;
   auto line = [&](std::string_view title, const std::string& value) {

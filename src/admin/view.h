@@ -16,6 +16,7 @@ struct ViewOptions {
 
 std::string show_status(const nlohmann::json& result, const ViewOptions& options);
 std::string show_queue(const nlohmann::json& result, const ViewOptions& options);
+std::string show_explain(const nlohmann::json& result, const ViewOptions& options);
 std::string show_message(const nlohmann::json& result, const ViewOptions& options);
 // "42 recipients deleted", "42 recipients would be paused"
 std::string show_command(const nlohmann::json& result, std::string_view command);

@@ -14,6 +14,8 @@
 
 namespace millrace::config {
 
+class Shaping;  // config/shaping.h
+
 enum class Durability : uint8_t { disk, memory };
 enum class Ipv6 : uint8_t { off, prefer, after_ipv4 };
 enum class BadLines : uint8_t { reject, tag, fix };
@@ -122,6 +124,8 @@ struct Config {
   uint32_t recipients_per_transaction = 100;
   uint32_t uncertain_per_connection = 1;      // messages with an unanswered end of data
   Rate destination_rate;                      // default: none
+  std::string shaping;                        // file; empty: what is built in
+  std::shared_ptr<const Shaping> shaping_rules;  // what it says; never null once parsed
   Rate connect_rate{5, 1000};                 // a site
   bool destination_connections_given = false; // an explicit next hop obeys only what was given
   bool messages_per_connection_given = false;

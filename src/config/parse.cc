@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "config/schema.h"
+#include "config/shaping.h"
 #include "config/values.h"
 #include "tls/library.h"
 
@@ -234,6 +235,26 @@ void derive(Config& config, std::vector<Origin>& origins, const System& system) 
   config.connect_rate_given = !preset("connect-rate");
 }
 
+// ---- the shaping file
+
+Status read_shaping(Config& config) {
+  if (config.shaping.empty()) {
+    config.shaping_rules = *Shaping::parse({}, {}, config.sources);
+    return success();
+  }
+  std::ifstream in(config.shaping, std::ios::binary);
+  if (!in) return fail(fmt::format("--shaping {}: {}", config.shaping, strerror(errno)));
+  std::ostringstream content;
+  content << in.rdbuf();
+  if (in.bad() || content.bad() || std::filesystem::is_directory(config.shaping)) {
+    return fail(fmt::format("--shaping {}: cannot be read as a file", config.shaping));
+  }
+  auto rules = Shaping::parse(content.str(), config.shaping, config.sources);
+  if (!rules) return fail(rules.error());
+  config.shaping_rules = std::move(*rules);
+  return success();
+}
+
 // ---- output
 
 std::string toml_text(std::string_view text) {
@@ -443,6 +464,7 @@ Result<Invocation> parse(const std::vector<std::string>& arguments, const System
   if (Status status = validate(*config); !status) return fail(status.error());
   const bool ca_file_given = invocation.origins[static_cast<size_t>(find_field("tls-ca-file") - fields.data())].from != Origin::From::preset;
   if (Status status = read_files(*config, ca_file_given); !status) return fail(status.error());
+  if (Status status = read_shaping(*config); !status) return fail(status.error());
   invocation.config = std::move(config);
   if (commands.check) {
     invocation.action = Invocation::Action::check_config;
@@ -473,8 +495,12 @@ Result<Reloaded> reload(const Invocation& running, const System& system) {
       ASSERT(status.ok());
     }
   }
-  // What was kept may not fit with what is new.
+  // What was kept may not fit with what is new; the shaping file is read for the sources that stay.
   if (Status status = validate(*config); !status) return fail(status.error());
+  if (Status status = read_shaping(*config); !status) return fail(status.error());
+  if (!config->shaping.empty() && config->shaping == running.config->shaping &&
+      config->shaping_rules->text() != running.config->shaping_rules->text())
+    reloaded.changed.emplace_back("shaping");
   reloaded.invocation.config = std::move(config);
   return reloaded;
 }

@@ -524,6 +524,9 @@ std::vector<Field> make_schema() {
   add(rate("destination-rate", &C::destination_rate,
            "Messages (not recipients) to one routing domain."));
   add(rate("connect-rate", &C::connect_rate, "New connections to one site."));
+  add(text("shaping", "FILE", &C::shaping,
+           "Limits by provider, domain, source, pool, tenant and job, as docs/shaping.md tells.")
+          .empty_means("what is built in for large receivers"));
   add(toggle("pipelining", &C::pipelining, "Uses PIPELINING where it is offered (RFC 2920)."));
   add(toggle("chunking", &C::chunking, "Uses BDAT where it is offered (RFC 3030)."));
 

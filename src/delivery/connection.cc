@@ -224,6 +224,7 @@ SessionOptions Connection::session_options() const {
   options.uncertain = std::max(config_->uncertain_per_connection, 1u);
   const bool limited = !route_->explicit_hop || config_->messages_per_connection_given;
   options.messages_most = limited ? config_->messages_per_connection : 0;
+  if (messages_most) options.messages_most = *messages_most;
   const uint32_t learned = agent_.close_limits_.limit(site_key_, source_index_, io_.now());
   if (learned > 0 && (options.messages_most == 0 || learned < options.messages_most)) {
     options.messages_most = learned;

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "queue/message.h"
 #include "reactor/address.h"
 #include "reactor/mailbox.h"
+#include "shaping/arbiter.h"
 
 namespace millrace::dns {
 struct Route;  // dns/mx.h: ordered MX hosts with addresses, the site key, or why there are none
@@ -71,8 +73,10 @@ struct Attempt : reactor::Letter {
   Item* item = nullptr;
   unsigned home_shard = 0;
   int64_t taken_at = 0;                  // monotonic
+  shaping::Release permit;               // to give back when it ends; no set: nothing
   // Lent to another shard, which has connections to the site where the home has no share of them.
   std::shared_ptr<const dns::Route> route;
+  Site* lent_by = nullptr;               // the home's
   unsigned source = 0;
   int64_t held_until = 0;                // given back because of a hold until then (monotonic)
   Link link;                             // on the borrower's list until a lane takes it
@@ -106,10 +110,13 @@ struct Lane {
 
   Site* site = nullptr;
   unsigned source = 0;               // index into Config::sources (0 when there are none)
+  // Messages on this connection by the shaping file (0: any number); not set: as configured.
+  std::optional<uint32_t> messages_most;
 
   // The queue's own.
   bool connecting = false;           // opened, lane_ready() not yet called
   int64_t opened_at = 0;             // monotonic
+  shaping::Release permit;           // to give back when it has closed; no set: nothing
   Link idle_link;                    // on its group's list while it waits for wake()
 };
 

@@ -81,20 +81,6 @@ bool Scheduler::paused(const Item& item) const {
   return false;
 }
 
-template <typename Visit>
-void Scheduler::each_item(Visit visit) const {
-  for (size_t slot = 0; slot < index_.capacity(); ++slot) {
-    Item* item = index_.at(slot);
-    if (!item) continue;
-    if (!item->fanout) {
-      visit(*item);
-      continue;
-    }
-    std::vector<Item*> parts = item->fanout->items;
-    for (Item* part : parts) visit(*part);
-  }
-}
-
 uint64_t Scheduler::count_matching(const Filter& filter) const {
   uint64_t recipients = 0;
   std::vector<uint32_t> numbers;
@@ -273,7 +259,11 @@ std::vector<QueueRow> Scheduler::queue_rows() const {
     row.bounced = destination.bounced;
     row.last_reply = destination.last_reply.text;
     row.last_reply_ms = destination.last_reply.at_ms;
-    for (const auto& queue : destination.queues) row.paused += queue->paused.size();
+    uint32_t parked = 0;
+    for (const auto& queue : destination.queues) {
+      row.paused += queue->paused.size();
+      parked += queue->parked;
+    }
     const Site* site = destination.site;
     const LaneGroup* group = site ? &site->groups[destination.source] : nullptr;
     if (site) row.site = site->key;
@@ -290,9 +280,11 @@ std::vector<QueueRow> Scheduler::queue_rows() const {
     } else if (destination.rate && !destination.rate->limiter.allowed(now()) && destination.ready > 0) {
       row.next_attempt_ms = utc_of(destination.rate->limiter.allowed_at());
       row.why = "paced by --destination-rate";
+    } else if (parked > 0 && destination.ready > 0) {
+      row.why = "paced by the shaping file; 'millracectl explain " + destination.domain + "' tells what binds";
     } else if (gated_) {
       row.why = "outcomes wait for the disk";
-    } else if (group && destination.ready > 0 && group->open >= connection_limit(*site)) {
+    } else if (group && destination.ready > 0 && group->open >= connection_limit(*group)) {
       row.why = "all connections of the site are in use";
     } else if (destination.ready > 0 || destination.in_flight > 0) {
       row.why = "being delivered";

@@ -16,12 +16,17 @@
 #include "base/intrusive_list.h"
 #include "queue/agent.h"
 #include "queue/item.h"
+#include "queue/permit.h"
 #include "shaping/hold.h"
 #include "shaping/rate.h"
 
 namespace millrace::queue {
 
 class Scheduler;
+
+// Messages of a destination being read back or read back and not yet taken: enough that a lane finds
+// the next one resident, few enough that a backlog of many destinations stays small in memory.
+inline constexpr uint32_t kLoadAhead = 16;
 
 // Items use their timer's link, so that being on the wheel and on a list exclude each other.
 class ItemList {
@@ -49,10 +54,21 @@ struct SubQueue {
   std::string tenant, job;
   ItemList fresh;         // never attempted, in order of arrival
   ItemList retry;         // due again
+  ItemList loaded;        // resident again, first to go
   ItemList paused;        // due, but an operator's pause covers them
   uint32_t items = 0;     // in every state
   uint8_t turn = 0;       // new mail is never starved by retries, nor the reverse: see next_item()
-  Link active_link;       // on the destination's `active` while fresh or retry is not empty
+  Link active_link;       // on the destination's `active` while fresh or retry is not empty and it is not parked
+  Link loaded_link;       // on the destination's `loaded` while its own is not empty and it is not parked
+  // What the shaping file says of its attempts, found for this site and these rules.
+  const Site* limits_site = nullptr;
+  uint64_t limits_version = 0;
+  bool limited = false;
+  bool parked = false;    // waits for its permit
+  uint32_t recipients_most = 0;  // by the shaping file; 0: not said
+  std::unique_ptr<Permit> permit;
+
+  uint32_t due() const { return fresh.size() + retry.size() + loaded.size(); }
 };
 
 // The last thing a receiver said, for the operator's view.
@@ -80,7 +96,8 @@ struct Destination {
   std::optional<RecipientResult> fatal;  // the domain takes no mail: its mail bounces with this
   std::vector<std::unique_ptr<SubQueue>> queues;
   IntrusiveList<SubQueue, &SubQueue::active_link> active;
-  ItemList loaded;                   // resident again, first to go
+  IntrusiveList<SubQueue, &SubQueue::loaded_link> loaded;
+  uint32_t loaded_count = 0;         // items, also of parked sub-queues
   uint32_t ready = 0;                // fresh + retry + loaded + loading
   uint32_t loading = 0;
   uint32_t items = 0;
@@ -101,6 +118,13 @@ struct LaneGroup {
   IntrusiveList<Lane, &Lane::idle_link> idle;                  // most recently used first
   IntrusiveList<Destination, &Destination::ready_link> ready;  // served in turn
   bool tried = false;                // a connection failed since start
+  // What the shaping file says of its connections.
+  bool limited = false;              // each needs a permit
+  bool connections_said = false;     // else the shard's share of --destination-connections
+  uint32_t connections = 0;          // 0: none
+  std::optional<uint32_t> messages_most;
+  uint32_t recipients_most = 0;      // 0: not said
+  std::unique_ptr<Permit> permit;
   // Several shards, fewer connections: a shard without a share lends its attempts to one that has.
   uint32_t lent = 0;
   uint32_t borrowed_count = 0;
@@ -110,6 +134,7 @@ struct LaneGroup {
 
 struct Site {
   std::string key;
+  std::string_view provider;                // by the shaping rules, static; empty: it stands for itself
   std::shared_ptr<const dns::Route> route;  // the newest one seen
   bool explicit_hop = false;                // smarthost or --route: no ramp, only the limits given
   std::deque<LaneGroup> groups;             // by source

@@ -101,7 +101,10 @@ events::Event Scheduler::make_event(Item& item, events::Type type, uint32_t reci
   event.tenant = envelope.tenant;
   event.pool = envelope.pool;
   event.queue = destination.domain;
-  if (destination.site) event.site = event.provider = destination.site->key;
+  if (destination.site) {
+    event.site = destination.site->key;
+    event.provider = destination.site->provider.empty() ? std::string_view(destination.site->key) : destination.site->provider;
+  }
   event.client = envelope.client;
   event.account = envelope.account;
   event.attempt = item.attempts;
@@ -145,6 +148,14 @@ void Scheduler::finished(Attempt& attempt) {
   Destination& destination = *item.queue->destination;
   Site& site = *destination.site;
   LaneGroup& group = site.groups[destination.source];
+  if (attempt.permit.set) {
+    bool used = false, accepted = false;
+    for (const RecipientResult& result : attempt.results) {
+      used |= result.action != Action::give_back;
+      accepted |= result.action == Action::delivered || result.action == Action::uncertain;
+    }
+    give_back_all(attempt.permit, used, accepted);
+  }
   if (attempt.recipients_learned > 0) site.recipients_learned = attempt.recipients_learned;
 
   std::vector<uint32_t>& ended = scratch_ended_;
@@ -254,7 +265,7 @@ void Scheduler::finished(Attempt& attempt) {
   const RecipientResult& told = attempt.results[(ended.empty() ? deferred : ended).front()];
   if (told.action == Action::delivered) {
     group.hold.clear();
-    if (group.window < connection_limit(site)) {
+    if (group.window < connection_limit(group)) {
       group.window += 1 / group.window;
       pump(site, destination.source);
     }

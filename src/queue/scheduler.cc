@@ -13,9 +13,6 @@ namespace {
 constexpr int64_t kMillisecond = 1'000'000;
 constexpr int64_t kSecond = 1'000 * kMillisecond;
 
-// Messages of a destination being read back or read back and not yet taken: enough that a lane finds
-// the next one resident, few enough that a backlog of many destinations stays small in memory.
-constexpr uint32_t kLoadAhead = 16;
 constexpr uint32_t kMaxLoads = 512;  // over all destinations
 // No new attempt starts while an outcome has waited longer than this for its record to be durable.
 constexpr int64_t kOutcomesBehind = 100 * kMillisecond;
@@ -58,12 +55,27 @@ Scheduler::Scheduler(Context context) : context_(std::move(context)), prng_(cont
   gate_timer_.bind<&Scheduler::open_gate>(this);
   loads_freed_.bind<&Scheduler::on_loads_freed>(this);
   removal_timer_.bind<&Scheduler::run_removals>(this);
+  grant_timer_.bind<&Scheduler::expire_grants>(this);
+  answering_.bind<&Scheduler::tell_answers>(this);
   wall_base_ms_ = context_.io.wall_ms();
   monotonic_base_ = now();
+  rules_ = config().shaping_rules ? config().shaping_rules : config::Shaping::built_in();
+  if (context_.shard == 0) {
+    arbiter_ = std::make_unique<shaping::Arbiter>(context_.io, rules_);
+    arbiter_->on_contended = [this](std::string_view provider, std::string_view site, unsigned source) {
+      recall(provider, site, source);
+    };
+  }
 }
 
 Scheduler::~Scheduler() {
   // Only memory is given back here: what is queued stays in the spool.
+  arbiter_.reset();
+  answering_.cancel();
+  while (grants_.pop_front()) {
+  }
+  while (answers_.pop_front()) {
+  }
   while (AdmissionWaiter* waiter = waiters_.pop_front()) (void)waiter;
   for (size_t slot = 0; slot < index_.capacity(); ++slot) {
     Item* item = index_.at(slot);
@@ -81,7 +93,10 @@ Scheduler::~Scheduler() {
   }
   for (auto& [name, destination] : destinations_) {
     destination->ready_link.unlink();
-    for (auto& queue : destination->queues) queue->active_link.unlink();
+    for (auto& queue : destination->queues) {
+      queue->active_link.unlink();
+      queue->loaded_link.unlink();
+    }
   }
   while (slot_waiters_.pop_front()) {
   }
@@ -106,6 +121,11 @@ void Scheduler::start(spool::Spool& spool, Reporter& reporter) {
     set_moved(id, from, to);
   };
   started_ = true;
+  if (arbiter_) {
+    arbiter_->keep_budgets([this](std::string key, std::string value, std::function<void(Status)> done) {
+      spool_->put_state(std::move(key), std::move(value), std::move(done));
+    });
+  }
   for (auto& [name, destination] : destinations_) {
     if (destination->ready > 0) work_arrived(*destination);
   }
@@ -138,14 +158,22 @@ void Scheduler::report_stopped() {
 
 void Scheduler::adopt(config::Snapshot config) {
   context_.config = std::move(config);
+  rules_ = this->config().shaping_rules ? this->config().shaping_rules : config::Shaping::built_in();
+  ++rules_version_;
+  if (arbiter_) arbiter_->adopt(rules_);
   for (auto& [name, rate] : domain_rates_) {
     rate->limiter = limiter_of(this->config().destination_rate);
   }
   for (auto& [name, site] : sites_) {
     site->connect_rate = connect_rate_of(*site);
+    if (name == site->key) site->provider = provider_of(*site->route, {});
     // A source that is gone keeps its group until its lanes have ended; new ones get a group.
-    if (size_t wanted = std::max<size_t>(1, this->config().sources.size()); site->groups.size() < wanted) {
-      while (site->groups.size() < wanted) site->groups.emplace_back().window = first_window(*site);
+    size_t wanted = std::max<size_t>(1, this->config().sources.size());
+    size_t known = site->groups.size();
+    while (site->groups.size() < wanted) site->groups.emplace_back();
+    for (unsigned source = 0; source < site->groups.size(); ++source) {
+      find_limits(*site, source);
+      if (source >= known) site->groups[source].window = first_window(*site, site->groups[source]);
     }
   }
 }
@@ -222,7 +250,9 @@ void Scheduler::enqueue(MessageRef message) {
     Item& item = make_item(message->id, sub_queue_of(destination, envelope.tenant, envelope.job));
     adopt_item(item);
     index_.insert(item);
-    if (!blocked(destination)) keep_resident(item, std::move(message));
+    if (!blocked(destination) && !(item.queue->parked && item.queue->due() >= kLoadAhead)) {
+      keep_resident(item, std::move(message));
+    }
     enter(item, State::ready);
     work_arrived(destination);
     relieve_memory();
@@ -249,7 +279,9 @@ void Scheduler::enqueue(MessageRef message) {
   index_.insert(*fanout->items.front());
   std::vector<Item*> items = fanout->items;
   for (Item* item : items) {
-    if (!blocked(*item->queue->destination)) keep_resident(*item, message);
+    if (!blocked(*item->queue->destination) && !(item->queue->parked && item->queue->due() >= kLoadAhead)) {
+      keep_resident(*item, message);
+    }
     enter(*item, State::ready);
   }
   for (Item* item : items) work_arrived(*item->queue->destination);
@@ -320,12 +352,14 @@ void Scheduler::leave(Item& item) {
   switch (item.state) {
     case State::ready:
       (item.attempts > 0 ? queue.retry : queue.fresh).remove(item);
-      if (queue.fresh.empty() && queue.retry.empty()) queue.active_link.unlink();
+      update_turn(queue);
       --destination.ready;
       --stats_.ready;
       break;
     case State::loaded:
-      destination.loaded.remove(item);
+      queue.loaded.remove(item);
+      update_turn(queue);
+      --destination.loaded_count;
       --loaded_;
       if (!load_waiters_.empty()) context_.io.defer(loads_freed_);
       --destination.ready;
@@ -358,13 +392,15 @@ void Scheduler::enter(Item& item, State state, bool front) {
     case State::ready: {
       ItemList& list = item.attempts > 0 ? queue.retry : queue.fresh;
       front ? list.push_front(item) : list.push_back(item);
-      if (!queue.active_link.linked()) destination.active.push_back(queue);
+      update_turn(queue);
       ++destination.ready;
       ++stats_.ready;
       break;
     }
     case State::loaded:
-      destination.loaded.push_back(item);
+      queue.loaded.push_back(item);
+      update_turn(queue);
+      ++destination.loaded_count;
       ++loaded_;
       ++destination.ready;
       ++stats_.ready;
@@ -559,12 +595,17 @@ uint32_t Scheduler::share_of(uint32_t limit) const {
   return limit / context_.shards + (context_.shard < limit % context_.shards ? 1 : 0);
 }
 
-uint32_t Scheduler::connection_limit(const Site&) const { return share_of(config().destination_connections); }
+// What the shaping file says is for all shards, and the arbiter sees to it.
+uint32_t Scheduler::connection_limit(const LaneGroup& group) const {
+  if (!group.connections_said) return share_of(config().destination_connections);
+  return group.connections > 0 ? group.connections : config().total_connections;
+}
 
 uint32_t Scheduler::total_share() const { return share_of(config().total_connections); }
 
-double Scheduler::first_window(const Site& site) const {
-  return site.explicit_hop ? connection_limit(site) : std::min<double>(config().initial_connections, connection_limit(site));
+double Scheduler::first_window(const Site& site, const LaneGroup& group) const {
+  uint32_t limit = connection_limit(group);
+  return site.explicit_hop ? limit : std::min<double>(config().initial_connections, limit);
 }
 
 shaping::RateLimiter Scheduler::connect_rate_of(const Site& site) const {
@@ -585,8 +626,8 @@ void Scheduler::pump(Site& site, unsigned source) {
     return;
   }
   uint32_t share = total_share();
-  if (connection_limit(site) == 0 || share == 0) return lend(site, source);
-  uint32_t limit = std::clamp(static_cast<uint32_t>(group.window), 1u, connection_limit(site));
+  if (connection_limit(group) == 0 || share == 0) return lend(site, source);
+  uint32_t limit = std::clamp(static_cast<uint32_t>(group.window), 1u, connection_limit(group));
   if (group.hold.failures() > 0) limit = std::min(limit, 1u);  // one probe until it works again
   // More work than lanes need not be counted.
   uint32_t work = group.borrowed_count;
@@ -608,6 +649,7 @@ void Scheduler::pump(Site& site, unsigned source) {
       if (!site.timer.armed()) context_.io.timers().arm(site.timer, site.connect_rate.allowed_at());
       return;
     }
+    if (group.limited && !connection_permitted(site, source)) return;
     site.connect_rate.charge(now());
     ++group.open;
     ++group.connecting;
@@ -619,6 +661,8 @@ void Scheduler::pump(Site& site, unsigned source) {
     lane->source = source;
     lane->connecting = true;
     lane->opened_at = now();
+    lane->messages_most = group.messages_most;
+    lane->permit = group.limited ? use(*group.permit) : shaping::Release{};
   }
 }
 
@@ -629,8 +673,12 @@ void Scheduler::on_site_timer(Site& site) {
 // The next item of the destination that is resident and may go; starts reading what is not.
 Item* Scheduler::next_item(Destination& destination) {
   for (;;) {
-    Item* item = destination.loaded.front();
-    if (!item) {
+    Item* item;
+    if (SubQueue* with_loaded = destination.loaded.front()) {
+      with_loaded->loaded_link.unlink();
+      destination.loaded.push_back(*with_loaded);
+      item = with_loaded->loaded.front();
+    } else {
       SubQueue* queue = destination.active.front();
       if (!queue) return nullptr;
       // Sub-queues take turns; within one, three new messages for each retry, so neither starves.
@@ -661,7 +709,7 @@ Item* Scheduler::next_item(Destination& destination) {
 // Reading ahead leaves half of the room to those that have nothing yet, so a destination whose mail goes slowly
 // keeps no other waiting.
 bool Scheduler::may_load(const Destination& destination) const {
-  uint32_t ahead = destination.loading + destination.loaded.size();
+  uint32_t ahead = destination.loading + destination.loaded_count;
   uint32_t all = loads_ + loaded_;
   return ahead == 0 ? all < kMaxLoads : ahead < kLoadAhead && all < kMaxLoads / 2;
 }
@@ -680,7 +728,7 @@ void Scheduler::load_ahead(Destination& destination) {
   if (destination.loaded.empty()) return;
   while (may_load(destination)) {
     SubQueue* queue = destination.active.front();
-    if (!queue) return;
+    if (!queue || queue->limited) return;  // what waits for permits keeps no room
     Item* item = queue->fresh.empty() ? queue->retry.front() : queue->fresh.front();
     if (item->message || (!pauses_.empty() && paused(*item))) return;
     queue->active_link.unlink();
@@ -797,6 +845,10 @@ Attempt* Scheduler::take(Lane& lane) {
   if (!gated_) {
     if (Attempt* attempt = next_attempt(site, group)) return attempt;
   }
+  if (arbiter_ && lane.permit.set && arbiter_->contended(*lane.permit.set)) {
+    lane.retire();  // somebody waits for its slot
+    return nullptr;
+  }
   if (!lane.idle_link.linked() && !lane.connecting) group.idle.push_front(lane);
   return nullptr;
 }
@@ -828,8 +880,15 @@ Attempt* Scheduler::next_attempt(Site& site, LaneGroup& group) {
       break;
     }
     if (!item) continue;  // being read, paused or ended: it returns by work_arrived()
+    SubQueue& queue = *item->queue;
+    if (!permitted(site, *item)) {
+      // Another sub-queue may go meanwhile.
+      if (!destination->active.empty() || !destination->loaded.empty()) group.ready.push_front(*destination);
+      continue;
+    }
     if (destination->rate) destination->rate->limiter.charge(now());
     Attempt* attempt = make_attempt(*item, site);
+    attempt->permit = queue.limited ? use(*queue.permit) : shaping::Release{};
     if (!destination->active.empty() || !destination->loaded.empty()) group.ready.push_back(*destination);
     return attempt;
   }
@@ -847,6 +906,7 @@ void Scheduler::lend(Site& site, unsigned source) {
     if (!attempt) return;
     ++group.lent;
     attempt->route = site.route;
+    attempt->lent_by = &site;
     attempt->source = source;
     attempt->held_until = 0;
     // Every shard below both limits has a share of each.
@@ -858,7 +918,7 @@ void Scheduler::lend(Site& site, unsigned source) {
 
 void Scheduler::on_borrowed(reactor::Letter& letter) {
   auto& attempt = static_cast<Attempt&>(letter);
-  Site& site = site_of(attempt.route);
+  Site& site = site_of(attempt.route, attempt.message->envelope.recipients[attempt.recipients[0]].domain);
   LaneGroup& group = site.groups[attempt.source];
   group.borrowed.push_back(attempt);
   ++group.borrowed_count;
@@ -883,7 +943,7 @@ void Scheduler::return_borrowed(Attempt& attempt) {
 void Scheduler::on_returned(reactor::Letter& letter) {
   auto& attempt = static_cast<Attempt&>(letter);
   // The site that lent it; the destination may have moved to another since.
-  Site& site = *sites_.at(attempt.route->site);
+  Site& site = *attempt.lent_by;
   LaneGroup& group = site.groups[attempt.source];
   --group.lent;
   if (attempt.held_until > now()) {
@@ -912,6 +972,11 @@ Attempt* Scheduler::make_attempt(Item& item, const Site& site) {
   attempt->taken_at = now();
   recipients_of(item, attempt->recipients);
   uint32_t most = config().recipients_per_transaction;
+  const SubQueue& queue = *item.queue;
+  if (uint32_t said = queue.recipients_most ? queue.recipients_most
+                                            : site.groups[queue.destination->source].recipients_most) {
+    most = said;
+  }
   if (site.recipients_learned > 0) most = std::min(most, site.recipients_learned);
   if (attempt->recipients.size() > most) attempt->recipients.resize(most);
   attempt->results.resize(attempt->recipients.size());
@@ -957,6 +1022,7 @@ void Scheduler::lane_closed(Lane& lane, const LaneEnd& end) {
     --group.connecting;
   }
   lane.idle_link.unlink();
+  give_back_all(lane.permit, true, true);
   --group.open;
   --lanes_open_;
   switch (end.cause) {
@@ -1008,7 +1074,8 @@ void Scheduler::queue_event(Site& site, const LaneEnd& end, unsigned source) {
   event.type = events::Type::queue;
   event.time_ms = context_.io.wall_ms();
   event.next_attempt_ms = event.time_ms + (site.groups[source].hold.until() - now()) / kMillisecond;
-  event.site = event.provider = site.key;
+  event.site = site.key;
+  event.provider = site.provider.empty() ? std::string_view(site.key) : site.provider;
   event.stage = end.stage;
   event.code = end.code;
   event.enhanced = end.enhanced;
@@ -1027,16 +1094,26 @@ void Scheduler::queue_event(Site& site, const LaneEnd& end, unsigned source) {
   context_.events.emit(0, event);
 }
 
-Site& Scheduler::site_of(const std::shared_ptr<const dns::Route>& route) {
-  auto& site = sites_[route->site];
+Site& Scheduler::site_of(const std::shared_ptr<const dns::Route>& route, std::string_view domain) {
+  // Hosts shared by domains of different providers have connections of each.
+  std::string_view provider = provider_of(*route, domain);
+  key_ = route->site;
+  if (!provider.empty() && provider != provider_of(*route, {})) key_.append("@").append(provider);
+  auto& site = sites_[key_];
   if (!site) {
     site = std::make_unique<Site>();
     site->key = route->site;
+    site->provider = provider;
+    site->route = route;
     site->explicit_hop = route->explicit_hop;
     site->scheduler = this;
     site->connect_rate = connect_rate_of(*site);
     size_t groups = std::max<size_t>(1, config().sources.size());
-    for (size_t i = 0; i < groups; ++i) site->groups.emplace_back().window = first_window(*site);
+    for (unsigned source = 0; source < groups; ++source) {
+      site->groups.emplace_back();
+      find_limits(*site, source);
+      site->groups[source].window = first_window(*site, site->groups[source]);
+    }
     site->timer.owner = site.get();
     site->timer.call = [](void* self) {
       auto* it = static_cast<Site*>(self);
@@ -1057,7 +1134,7 @@ void Scheduler::on_route(Destination& destination, std::shared_ptr<const dns::Ro
       destination.missing_since_ms = 0;
       destination.route = route;
       destination.route_until = std::max(route->valid_until_ns, now() + kSecond);
-      Site& site = site_of(route);
+      Site& site = site_of(route, destination.domain);
       if (destination.site != &site) {
         destination.ready_link.unlink();
         destination.site = &site;
@@ -1135,14 +1212,16 @@ void Scheduler::drain_fatal(Destination& destination) {
 
 // Bodies of mail that may not go now leave memory; the first few stay, to go at once when it may.
 void Scheduler::evict_ready(Destination& destination) {
-  while (Item* item = destination.loaded.front()) enter(*item, State::ready, true);
-  for (auto& queue : destination.queues) {
-    for (ItemList* list : {&queue->fresh, &queue->retry}) {
-      for (Item* item = list->front(); item; item = list->next(*item)) {
-        if (!item->message) continue;
-        drop_resident(*item);
-        ++stats_.evictions;
-      }
+  for (auto& queue : destination.queues) evict_ready(*queue);
+}
+
+void Scheduler::evict_ready(SubQueue& queue) {
+  while (Item* item = queue.loaded.front()) enter(*item, State::ready, true);
+  for (ItemList* list : {&queue.fresh, &queue.retry}) {
+    for (Item* item = list->front(); item; item = list->next(*item)) {
+      if (!item->message) continue;
+      drop_resident(*item);
+      ++stats_.evictions;
     }
   }
 }
@@ -1261,12 +1340,16 @@ SchedulerStats Scheduler::stats() const {
 void Scheduler::check() const {
   uint64_t items = 0, ready = 0, in_flight = 0;
   for (const auto& [name, destination] : destinations_) {
-    uint32_t here = 0, listed = destination->loading + destination->loaded.size();
+    uint32_t here = 0, listed = destination->loading, loaded = 0;
     for (const auto& queue : destination->queues) {
       here += queue->items;
-      listed += queue->fresh.size() + queue->retry.size();
-      ASSERT(queue->active_link.linked() == !(queue->fresh.empty() && queue->retry.empty()));
+      listed += queue->due();
+      loaded += queue->loaded.size();
+      ASSERT(queue->active_link.linked() == (!queue->parked && !(queue->fresh.empty() && queue->retry.empty())));
+      ASSERT(queue->loaded_link.linked() == (!queue->parked && !queue->loaded.empty()));
+      ASSERT(!queue->parked || queue->permit->state == Permit::State::asked);
     }
+    ASSERT(loaded == destination->loaded_count);
     ASSERT(here == destination->items);
     ASSERT(listed == destination->ready);
     // Whatever may go has somebody who will look at it.
@@ -1283,7 +1366,7 @@ void Scheduler::check() const {
   uint32_t open = 0;
   for (const auto& [name, site] : sites_) {
     for (const LaneGroup& group : site->groups) {
-      ASSERT(group.connecting <= group.open && group.open <= connection_limit(*site));
+      ASSERT(group.connecting <= group.open && group.open <= connection_limit(group));
       open += group.open;
     }
   }

@@ -11,6 +11,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "base/prng.h"
@@ -79,6 +80,22 @@ struct MessageRow {
   std::vector<RecipientRow> recipients;
 };
 
+// Why the mail of one tenant and job to a domain goes as it does: `millracectl explain`.
+struct ExplainRow {
+  std::string domain, pool, tenant, job;
+  std::string provider, site, source;  // site empty: its MX hosts are not known yet
+  unsigned source_number = 0;
+  uint64_t messages = 0, ready = 0, in_flight = 0, waiting = 0;
+  uint32_t connections = 0;
+  int64_t next_attempt_ms = 0;         // UTC; 0: not known
+  std::string why;                     // a hold, or where it stands; the limits are apart
+  int64_t held_until_ms = 0;           // UTC
+  // By the arbiter, on its shard.
+  std::vector<shaping::LimitRow> connection_limits, attempt_limits;
+  std::string messages_per_connection, messages_per_connection_where;
+  std::string recipients_per_transaction, recipients_per_transaction_where;
+};
+
 struct SchedulerStats {
   uint64_t enqueued = 0, delivered = 0, deferred = 0, bounced = 0, expired = 0, removed = 0;
   uint64_t attempts = 0, given_back = 0, uncertain = 0;
@@ -106,6 +123,8 @@ class Scheduler final : public Dispatcher, public Intake {
     reactor::Mailbox* mailbox = nullptr;
   };
   void set_peers(std::vector<Peer> peers) { peers_ = std::move(peers); }
+  // Of the first shard: decides what the shaping file limits, for all of them.
+  shaping::Arbiter* arbiter() { return arbiter_.get(); }
   // After recovery (the spool takes no requests before): attempts may start.
   void start(spool::Spool& spool, Reporter& reporter);
   // No new attempt starts; lanes retire; `done` once no attempt is out and every outcome is recorded.
@@ -130,6 +149,10 @@ class Scheduler final : public Dispatcher, public Intake {
   std::vector<QueueRow> queue_rows() const;
   // Reads the message's metadata where it is not resident; `done` may be called inline.
   void show(const mail::SpoolId& id, std::function<void(Result<MessageRow>)> done);
+  // The sub-queues with mail for the domain or, if that is empty, those of the message. O(items).
+  std::vector<ExplainRow> explain(std::string_view domain, const mail::SpoolId& id) const;
+  // On the first shard: what the limits say about it.
+  void explain_limits(ExplainRow& row);
   // What an operator's command does to this shard; who commands, and that it is durable and reaches
   // every shard, is relay/control.h's business. Counts are of recipients.
   uint64_t count_matching(const Filter& filter) const;
@@ -195,7 +218,7 @@ class Scheduler final : public Dispatcher, public Intake {
   void drain_fatal(Destination& destination);
   void load(Item& item);
   void on_loaded(Loading& loading);
-  Site& site_of(const std::shared_ptr<const dns::Route>& route);
+  Site& site_of(const std::shared_ptr<const dns::Route>& route, std::string_view domain);
   Attempt* next_attempt(Site& site, LaneGroup& group);
   Attempt* make_attempt(Item& item, const Site& site);
   // Between shards: see LaneGroup::borrowed.
@@ -212,21 +235,49 @@ class Scheduler final : public Dispatcher, public Intake {
   void report_stopped();
   void look_up_failed(Destination& destination, const dns::Route& route);
   void set_fatal(Destination& destination, const dns::Route& route);
-  double first_window(const Site& site) const;
+  double first_window(const Site& site, const LaneGroup& group) const;
   // This shard's part of a rate: the parts of all shards add up to it.
   shaping::RateLimiter limiter_of(config::Rate rate) const;
   shaping::RateLimiter connect_rate_of(const Site& site) const;
   void hold_site(Site& site, unsigned source, const LaneEnd& end, int64_t begun);
   void evict_ready(Destination& destination);
+  void evict_ready(SubQueue& queue);
   void relieve_memory();
   void release_waiters(unsigned count);
   void on_waiter_timer();
   uint32_t share_of(uint32_t limit) const;
-  uint32_t connection_limit(const Site& site) const;
+  uint32_t connection_limit(const LaneGroup& group) const;
   uint32_t total_share() const;
   void queue_event(Site& site, const LaneEnd& end, unsigned source);
   int64_t expiry_clock_s() const;  // UTC seconds, blind to steps of the wall clock
   void watch_wall_clock();
+
+  // ---- limits of the shaping file (limits.cc)
+  void update_turn(SubQueue& queue);
+  void find_limits(SubQueue& queue, Site& site);
+  void find_limits(Site& site, unsigned source);
+  std::string_view provider_of(const dns::Route& route, std::string_view domain);
+  bool permitted(Site& site, Item& item);
+  bool connection_permitted(Site& site, unsigned source);
+  SubQueue* next_for_connection(Site& site, LaneGroup& group, bool& waits_for_attempt);
+  static void name_subject(Permit& permit, const SubQueue& queue, Site& site);
+  void park(SubQueue& queue);
+  void hold_grant(Permit& permit);
+  shaping::Release use(Permit& permit);
+  bool ask(Permit& permit);
+  void on_asked(reactor::Letter& letter);     // the arbiter's shard
+  void on_answered(reactor::Letter& letter);  // the shard that asked
+  static void on_granted(void* owner, shaping::Request& request);
+  void tell_answers();
+  void answered(Permit& permit);
+  void give_back(Permit& permit);
+  void release(const shaping::Release& release);
+  void on_released(reactor::Letter& letter);
+  void expire_grants();
+  void recall(std::string_view provider, std::string_view site, unsigned source);
+  void on_recall(reactor::Letter& letter);
+  void retire_idle(std::string_view provider, std::string_view site, unsigned source);
+  void give_back_all(shaping::Release& permit, bool used, bool accepted);
 
   // ---- outcomes (outcome.cc)
   Outcome& make_outcome(Item& item);
@@ -272,6 +323,17 @@ class Scheduler final : public Dispatcher, public Intake {
   int64_t wall_base_ms_ = 0, monotonic_base_ = 0;
   int64_t no_expiry_until_ = INT64_MIN;
 
+  std::shared_ptr<const config::Shaping> rules_;
+  // Names of providers stay, whatever rules come: requests that are out point at them.
+  std::unordered_set<std::string> provider_names_;
+  uint64_t rules_version_ = 1;
+  std::unique_ptr<shaping::Arbiter> arbiter_;  // shard 0 only
+  IntrusiveList<Permit, &Permit::link> grants_;   // in the order of their end
+  IntrusiveList<Permit, &Permit::link> answers_;  // granted within a call, told at the end of the turn
+  reactor::Deferred answering_;
+  reactor::Timer grant_timer_;
+  std::vector<shaping::ScopeRef> scratch_scopes_;
+
   IdIndex index_;
   std::unordered_map<Item*, PendingEnd> endings_;  // of items whose `ending` is set
   std::unordered_map<std::string, std::unique_ptr<Destination>> destinations_;
@@ -302,5 +364,19 @@ class Scheduler final : public Dispatcher, public Intake {
   bool gated_ = false;        // outcomes are behind: no new attempt
   SchedulerStats stats_;
 };
+
+template <typename Visit>
+void Scheduler::each_item(Visit visit) const {
+  for (size_t slot = 0; slot < index_.capacity(); ++slot) {
+    Item* item = index_.at(slot);
+    if (!item) continue;
+    if (!item->fanout) {
+      visit(*item);
+      continue;
+    }
+    std::vector<Item*> parts = item->fanout->items;
+    for (Item* part : parts) visit(*part);
+  }
+}
 
 }  // namespace millrace::queue

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <tuple>
 
 #include "base/log.h"
 #include "relay/call.h"
@@ -151,6 +152,53 @@ void Control::show(const mail::SpoolId& id, std::function<void(Result<queue::Mes
       });
     });
   }
+}
+
+void Control::explain(const std::string& domain, const mail::SpoolId& id,
+                      std::function<void(Result<std::vector<queue::ExplainRow>>)> done) {
+  auto parts = std::make_shared<std::vector<std::vector<queue::ExplainRow>>>(shards_.size());
+  on_every_shard(
+      [parts, domain, id](Shard& shard) { (*parts)[shard.number()] = shard.scheduler().explain(domain, id); },
+      [this, parts, domain, id, done = std::move(done)] {
+        // Mail of one sub-queue may wait on several shards.
+        std::vector<queue::ExplainRow> rows;
+        for (auto& part : *parts) {
+          for (queue::ExplainRow& row : part) {
+            auto same = [&](const queue::ExplainRow& other) {
+              return std::tie(other.domain, other.pool, other.tenant, other.job, other.source_number) ==
+                     std::tie(row.domain, row.pool, row.tenant, row.job, row.source_number);
+            };
+            auto at = std::find_if(rows.begin(), rows.end(), same);
+            if (at == rows.end()) {
+              rows.push_back(std::move(row));
+              continue;
+            }
+            at->messages += row.messages;
+            at->ready += row.ready;
+            at->in_flight += row.in_flight;
+            at->waiting += row.waiting;
+            at->connections += row.connections;
+            if (at->site.empty()) {
+              at->site = row.site;
+              at->provider = row.provider;
+            }
+            if (at->why.empty()) at->why = row.why;
+            at->held_until_ms = std::max(at->held_until_ms, row.held_until_ms);
+            if (row.next_attempt_ms != 0 && (at->next_attempt_ms == 0 || row.next_attempt_ms < at->next_attempt_ms)) {
+              at->next_attempt_ms = row.next_attempt_ms;
+            }
+          }
+        }
+        if (rows.empty() && domain.empty()) return done(fail("no such message in the queue: " + id.to_string()));
+        if (rows.empty()) {
+          // Nothing is queued for it: what would hold, as far as that is known without its MX hosts.
+          queue::ExplainRow& row = rows.emplace_back();
+          row.domain = domain;
+          row.why = "nothing is queued for it, and its MX hosts are not known";
+        }
+        for (queue::ExplainRow& row : rows) shards_[0]->scheduler().explain_limits(row);
+        done(std::move(rows));
+      });
 }
 
 void Control::status(std::function<void(RelayStatus)> done) {

@@ -34,6 +34,8 @@ class Control final : public admin::Control {
   void queue_rows(std::function<void(std::vector<queue::QueueRow>)> done) override;
   void show(const mail::SpoolId& id, std::function<void(Result<queue::MessageRow>)> done) override;
   void status(std::function<void(RelayStatus)> done) override;
+  void explain(const std::string& domain, const mail::SpoolId& id,
+               std::function<void(Result<std::vector<queue::ExplainRow>>)> done) override;
   // The number of recipients that match (and, unless `dry_run`, on whom the command has begun to act).
   void command(queue::Command command, queue::Filter filter, bool dry_run,
                std::function<void(Result<uint64_t>)> done) override;

@@ -31,7 +31,17 @@ class RateLimiter {
   int64_t allowed_at() const { return due_ - tolerance_; }
   bool allowed(int64_t now) const { return !limited() || allowed_at() <= now; }
   void charge(int64_t now) {
-    if (limited()) due_ = std::max(due_, now) + interval_;
+    if (!limited()) return;
+    due_ = std::max(due_, now) + interval_;
+    last_count_ = last_at_ == now ? last_count_ + 1 : 1;
+    last_at_ = now;
+  }
+  // Takes back what was charged at `charged_at` and not used, if nothing has been charged since: as a queue that
+  // drains with time, its last unit leaves, but for what has drained of it. An earlier one stays charged.
+  void refund(int64_t now, int64_t charged_at) {
+    if (!limited() || charged_at != last_at_ || last_count_ == 0) return;
+    --last_count_;
+    due_ = std::max(due_ - interval_, std::min(due_, now));
   }
 
  private:
@@ -39,6 +49,8 @@ class RateLimiter {
   int64_t interval_ = 0;                   // nanoseconds between events; 0: no limit
   int64_t tolerance_ = 0;
   int64_t due_ = INT64_MIN / 2;            // the theoretical arrival time of the next event
+  int64_t last_at_ = INT64_MIN;            // of the last charge
+  uint32_t last_count_ = 0;                // charges at that time
 };
 
 }  // namespace millrace::shaping

@@ -176,7 +176,35 @@ TEST(View, AnyJsonIsShownWithoutHarm) {
     show_queue(strange, {});
     show_status(strange, {});
     show_message(strange, {});
+    show_explain(strange, {});
     show_command(strange, "retry");
+  }
+}
+
+TEST(Explain, NeedsADomainOrAnIdAndNamesWhatBinds) {
+  auto request = parse_request(R"({"command":"explain","domain":"Example.COM"})");
+  ASSERT_TRUE(request.ok()) << request.error().text;
+  EXPECT_EQ(std::get<ExplainRequest>(*request).domain, "example.com");
+  EXPECT_FALSE(parse_request(R"({"command":"explain"})").ok());
+  EXPECT_FALSE(parse_request(std::string(R"({"command":"explain","domain":"a.example","id":")") + kId + "\"}").ok());
+
+  queue::ExplainRow row;
+  row.domain = "example.com";
+  row.source = "mta1.example.com";
+  row.provider = "gmail";
+  row.messages = row.ready = 12;
+  constexpr int64_t kNow = 5'000'000'000, kWall = 1'700'000'000'000;
+  row.attempt_limits = {{"provider gmail from source mta1.example.com", "attempt-rate", "600/m", "shaping.toml:7", 0, kNow + 90'000'000'000, 3},
+                        {"tenant acme", "in-flight", "5", "shaping.toml:9", 2, 0, 0}};
+  row.connection_limits = {{"provider gmail from source mta1.example.com", "connections", "5", "built in", 1, 0, 0}};
+  row.messages_per_connection = "50";
+  row.messages_per_connection_where = "built in";
+  json explained = to_json(row, kNow, kWall);
+  EXPECT_EQ(explained["binds"], "provider gmail from source mta1.example.com: attempt-rate 600/m (shaping.toml:7)");
+  std::string text = show_explain({{"rows", {explained}}}, ViewOptions{.now_ms = kWall});
+  for (const char* part : {"binds        provider gmail from source mta1.example.com: attempt-rate 600/m (shaping.toml:7)",
+                           "in-flight 5", "built in", "1m30s", "messages-per-connection 50", "shaping.toml:9"}) {
+    EXPECT_NE(text.find(part), std::string::npos) << part << " in\n" << text;
   }
 }
 

@@ -44,6 +44,14 @@ struct FakeControl final : Control {
   void show(const mail::SpoolId&, std::function<void(Result<queue::MessageRow>)> done) override {
     give([=, this] { done(message); });
   }
+  void explain(const std::string& domain, const mail::SpoolId&,
+               std::function<void(Result<std::vector<queue::ExplainRow>>)> done) override {
+    queue::ExplainRow row;
+    row.domain = domain;
+    row.source = "mta1.example.com";
+    row.attempt_limits.push_back({"tenant acme", "attempt-rate", "10/m", "shaping.toml:3", 0, INT64_MAX, 2});
+    give([=] { done(std::vector<queue::ExplainRow>{row}); });
+  }
   void command(queue::Command command, queue::Filter filter, bool dry_run,
                std::function<void(Result<uint64_t>)> done) override {
     if (!dry_run) commands.emplace_back(command, filter);
@@ -188,6 +196,7 @@ TEST_F(AdminServer, ShowAnswersOrSaysWhyNot) {
   EXPECT_EQ(no["error"], "no such message");
   control_.message = queue::MessageRow{};
   control_.message->id = *mail::SpoolId::parse(kId);
+  EXPECT_EQ(ask({{"command", "explain"}, {"domain", "Example.COM"}})["result"]["rows"][0]["domain"], "example.com");
   EXPECT_EQ(ask({{"command", "show"}, {"id", kId}})["result"]["id"], kId);
 }
 

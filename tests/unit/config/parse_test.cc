@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "config/schema.h"
+#include "config/shaping.h"
 
 namespace millrace::config {
 namespace {
@@ -383,6 +384,38 @@ TEST(Reload, WhatCannotChangeIsNamedAndKept) {
   ASSERT_EQ(reloaded->invocation.config->listen.size(), 1u);
   EXPECT_EQ(reloaded->invocation.config->remote_port, 28);
   EXPECT_EQ(reloaded->needs_restart, (std::vector<std::string>{"shards", "listen"}));
+}
+
+TEST(ShapingFile, IsCheckedWithTheConfigurationAndReadAgainByAReload) {
+  File shaping("[default]\nconnections = 7\n");
+  auto running = run({"--shaping", shaping.path()});
+  ASSERT_TRUE(running.ok()) << running.error().text;
+  ASSERT_NE(running->config->shaping_rules, nullptr);
+  auto connections = [](const Config& config) {
+    return at(config.shaping_rules->pair(nullptr, 0), ShapingKey::connections)->number;
+  };
+  EXPECT_EQ(connections(*running->config), 7u);
+
+  shaping.write("[default]\nconnections = 9\n");
+  auto reloaded = reload(*running, kSystem);
+  ASSERT_TRUE(reloaded.ok()) << reloaded.error().text;
+  EXPECT_EQ(connections(*reloaded->invocation.config), 9u);
+  EXPECT_EQ(connections(*running->config), 7u);
+  EXPECT_EQ(reloaded->changed, std::vector<std::string>{"shaping"});
+
+  shaping.write("[default]\nconnexions = 9\n");
+  auto wrong = reload(*running, kSystem);
+  ASSERT_FALSE(wrong.ok());
+  EXPECT_TRUE(contains(wrong.error().text, shaping.path() + ":2: unknown key")) << wrong.error().text;
+  EXPECT_TRUE(contains(error_of({"--check-config", "--shaping", shaping.path()}), ":2: unknown key"));
+  EXPECT_TRUE(contains(error_of({"--shaping", "/nonexistent.toml"}), "--shaping /nonexistent.toml: "));
+}
+
+TEST(ShapingFile, WithoutOneTheBuiltInProvidersHold) {
+  auto running = run({});
+  ASSERT_TRUE(running.ok());
+  ASSERT_NE(running->config->shaping_rules, nullptr);
+  EXPECT_NE(running->config->shaping_rules->provider("gmail"), nullptr);
 }
 
 TEST(Documentation, ReferenceTableIsThatOfTheSchema) {

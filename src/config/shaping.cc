@@ -1,0 +1,609 @@
+#include "config/shaping.h"
+
+#include <fmt/format.h>
+#include <toml++/toml.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <set>
+
+#include "config/values.h"
+
+namespace millrace::config {
+namespace {
+
+using Key = ShapingKey;
+
+enum class Kind : uint8_t { number, rates, byte_rates };
+
+struct KeyRow {
+  Key key;
+  std::string_view name;
+  Kind kind;
+  bool of_connections;  // a connection serves many domains, pools, tenants and jobs
+};
+constexpr KeyRow kKeys[] = {
+    {Key::connections, "connections", Kind::number, true},
+    {Key::in_flight, "in-flight", Kind::number, false},
+    {Key::connect_rate, "connect-rate", Kind::rates, true},
+    {Key::attempt_rate, "attempt-rate", Kind::rates, false},
+    {Key::message_rate, "message-rate", Kind::rates, false},
+    {Key::recipient_rate, "recipient-rate", Kind::rates, false},
+    {Key::byte_rate, "byte-rate", Kind::byte_rates, false},
+    {Key::messages_per_connection, "messages-per-connection", Kind::number, true},
+    {Key::recipients_per_transaction, "recipients-per-transaction", Kind::number, false},
+};
+static_assert(std::size(kKeys) == kShapingKeys);
+
+constexpr uint64_t kMostNumber = 1'000'000;
+constexpr size_t kMostWindows = 4;
+
+std::string lower(std::string_view text) {
+  std::string out(text);
+  for (char& c : out) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c + 32);
+  }
+  return out;
+}
+
+struct BuiltIn {
+  std::string_view name;
+  std::vector<std::string_view> mx;  // "*.suffix" or a host
+  std::vector<std::string_view> domains;
+  uint64_t connections = 0, messages_per_connection = 0, recipients_per_transaction = 0;
+  bool tls_required = false;
+};
+
+// From what the receivers publish, or else from what senders report (docs/shaping.md says which).
+const std::vector<BuiltIn>& built_in_table() {
+  static const std::vector<BuiltIn> table = {
+      {"gmail", {"*.google.com", "*.googlemail.com"}, {}, 5, 50, 0, true},
+      {"yahoo", {"*.yahoodns.net"}, {}, 0, 20, 0, true},
+      {"yahoo-japan", {"*.yahoo.co.jp"}, {"yahoo.co.jp"}, 0, 0, 0, false},
+      {"microsoft", {"*.olc.protection.outlook.com"}, {}, 5, 50, 0, true},
+      {"microsoft-365", {"*.mail.protection.outlook.com", "*.mx.microsoft"}, {}, 5, 50, 0, true},
+      {"comcast", {"*.comcast.net"}, {}, 25, 1000, 100, false},
+      {"apple", {"*.mail.icloud.com"}, {}, 10, 5, 0, true},
+      {"orange", {"*.orange.fr"}, {}, 2, 100, 100, false},
+      {"gmx", {"*.gmx.net", "*.gmx.de", "*.web.de"}, {}, 0, 0, 0, false},
+      {"mimecast", {"*.mimecast.com"}, {}, 10, 100, 0, false},
+  };
+  return table;
+}
+
+// "100M/h": octets; a size where parse_rate() has a number.
+Result<Rate> parse_byte_rate(std::string_view text) {
+  size_t slash = text.find('/');
+  if (slash == std::string_view::npos) {
+    return fail(fmt::format("'{}' is not a rate of bytes; write for instance 100M/h", text));
+  }
+  auto size = parse_size(text.substr(0, slash));
+  if (!size) return fail(size.error());
+  if (*size == 0) return fail("0 would let nothing through; none is no limit");
+  auto period = parse_rate(fmt::format("1/{}", text.substr(slash + 1)));
+  if (!period) return fail(period.error());
+  return Rate{static_cast<double>(*size), period->period_ms};
+}
+
+std::string print_byte_rate(const Rate& rate) {
+  std::string period = print_rate(Rate{1, rate.period_ms});
+  return print_size(static_cast<uint64_t>(rate.count)) + period.substr(period.find('/'));
+}
+
+}  // namespace
+
+std::string_view to_string(ShapingKey key) { return kKeys[static_cast<size_t>(key)].name; }
+
+std::string to_string(ShapingKey key, const ShapingValue& value) {
+  Kind kind = kKeys[static_cast<size_t>(key)].kind;
+  if (kind == Kind::number) return value.number == 0 ? "none" : fmt::format("{}", value.number);
+  if (value.rates.empty()) return "none";
+  std::string out;
+  for (const Rate& rate : value.rates) {
+    if (!out.empty()) out += ", ";
+    out += kind == Kind::rates ? print_rate(rate) : print_byte_rate(rate);
+  }
+  return out;
+}
+
+// Reads the file into a Shaping, collecting what is wrong.
+class ShapingReader {
+ public:
+  ShapingReader(Shaping& to, const std::string& file, const std::vector<Source>& sources)
+      : to_(to), file_(file), sources_(sources) {}
+
+  std::string read(std::string_view text) {
+    toml::table table;
+    try {
+      table = toml::parse(text, file_);
+    } catch (const toml::parse_error& error) {
+      return fmt::format("{}:{}: {}", file_, error.source().begin.line, error.description());
+    }
+    for (const auto& [key, node] : table) {
+      std::string_view name = key.str();
+      if (name == "default") {
+        if (const toml::table* section = table_of(key, node)) {
+          read_section(*section, "default", to_.default_, kPairKeys, {"source"});
+          each(*section, "source", "default.source", [&](const toml::key& at, const toml::table& one, std::string title) {
+            if (auto source = source_of(at)) {
+              read_section(one, title, to_.default_sources_[*source], kPairKeys, {});
+            }
+          });
+        }
+      } else if (name == "provider") {
+        each(table, "provider", "provider", [&](const toml::key& at, const toml::table& one, std::string title) {
+          read_provider(at, one, title);
+        });
+      } else if (name == "domain") {
+        each(table, "domain", "domain", [&](const toml::key& at, const toml::table& one, std::string title) {
+          read_domain(at, one, title);
+        });
+      } else if (name == "source") {
+        each(table, "source", "source", [&](const toml::key& at, const toml::table& one, std::string title) {
+          if (at.str() == "*") return read_section(one, title, to_.any_source_, kSourceKeys, {});
+          if (auto source = source_of(at)) read_section(one, title, to_.sources_[*source], kSourceKeys, {});
+        });
+      } else if (name == "pool" || name == "job") {
+        each(table, name, name, [&](const toml::key& at, const toml::table& one, std::string title) {
+          auto& sections = name == "pool" ? to_.pools_ : to_.jobs_;
+          read_section(one, title, sections[std::string(at.str())], kMailKeys, {});
+        });
+      } else if (name == "tenant") {
+        each(table, "tenant", "tenant", [&](const toml::key& at, const toml::table& one, std::string title) {
+          std::string tenant(at.str());
+          read_section(one, title, to_.tenants_[tenant], kMailKeys, {"provider"});
+          each(one, "provider", title + ".provider", [&](const toml::key& named, const toml::table& pair, std::string inner) {
+            uses_.push_back({line_of(named), std::string(named.str())});
+            read_section(pair, inner, to_.tenant_providers_[{tenant, std::string(named.str())}], kMailKeys, {});
+          });
+        });
+      } else {
+        unknown(key, name, {"default", "provider", "domain", "source", "pool", "tenant", "job"}, "section");
+      }
+    }
+    check_providers();
+    std::stable_sort(errors_.begin(), errors_.end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::string out;
+    for (const auto& [line, error] : errors_) out += (out.empty() ? "" : "\n") + error;
+    return out;
+  }
+
+ private:
+  // Which keys a section may have.
+  enum : unsigned { kPairKeys, kSourceKeys, kDomainKeys, kMailKeys, kTotalKeys };
+
+  static unsigned line_of(const toml::key& key) { return static_cast<unsigned>(key.source().begin.line); }
+  static unsigned line_of(const toml::node& node) { return static_cast<unsigned>(node.source().begin.line); }
+  void error(unsigned line, std::string text) {
+    errors_.emplace_back(line, fmt::format("{}:{}: {}", file_, line, text));
+  }
+  void unknown(const toml::key& key, std::string_view name, std::vector<std::string_view> known, std::string_view what) {
+    std::string_view near = nearest(name, known);
+    std::string hint = near.empty() ? fmt::format("; known are {}", fmt::join(known, ", "))
+                                    : fmt::format("; did you mean {}?", near);
+    error(line_of(key), fmt::format("unknown {} '{}'{}", what, name, hint));
+  }
+  const toml::table* table_of(const toml::key& key, const toml::node& node) {
+    if (const toml::table* table = node.as_table()) return table;
+    error(line_of(key), fmt::format("{} is a section: write [{}] and its keys below", key.str(), key.str()));
+    return nullptr;
+  }
+  template <typename Visit>
+  void each(const toml::table& in, std::string_view name, const std::string_view title_of, Visit visit) {
+    const toml::node* node = in.get(name);
+    if (!node) return;
+    const toml::table* all = node->as_table();
+    if (!all) return error(line_of(*node), fmt::format("{} needs a name: write [{}.NAME]", name, title_of));
+    std::string base(title_of);
+    for (const auto& [key, one] : *all) {
+      const toml::table* section = one.as_table();
+      if (!section) {
+        error(line_of(key), fmt::format("{} needs a name: write [{}.NAME] and '{}' below it", name, base, key.str()));
+        continue;
+      }
+      visit(key, *section, base + "." + std::string(key.str()));
+    }
+  }
+
+  std::optional<unsigned> source_of(const toml::key& key) {
+    std::string name = lower(key.str());
+    std::vector<unsigned> found;
+    std::vector<std::string> names;
+    for (unsigned i = 0; i < sources_.size(); ++i) {
+      const Source& source = sources_[i];
+      std::string ipv4 = source.ipv4.empty() ? "" : source.ipv4.host_string();
+      std::string ipv6 = source.ipv6.empty() ? "" : source.ipv6.host_string();
+      std::string ehlo = lower(source.ehlo_name);
+      if (name == ipv4 || name == ipv6 || (!ehlo.empty() && name == ehlo)) found.push_back(i);
+      names.push_back(!ehlo.empty() ? ehlo : !ipv4.empty() ? ipv4 : ipv6);
+    }
+    if (found.size() == 1) return found[0];
+    if (found.empty()) {
+      error(line_of(key),
+            fmt::format("source '{}' is none of --source, so this can never match; {}", key.str(),
+                        names.empty() ? "no --source is configured" : fmt::format("sources are {}", fmt::join(names, ", "))));
+    } else {
+      error(line_of(key), fmt::format("source '{}' is the EHLO name of {} sources; name the one meant by its address",
+                                      key.str(), found.size()));
+    }
+    return std::nullopt;
+  }
+
+  bool allowed(const KeyRow& row, unsigned keys) const {
+    switch (keys) {
+      case kPairKeys: return true;
+      case kSourceKeys:
+      case kTotalKeys: return row.key != Key::messages_per_connection && row.key != Key::recipients_per_transaction;
+      case kDomainKeys: return !row.of_connections;
+      default: return !row.of_connections && row.key != Key::recipients_per_transaction;
+    }
+  }
+
+  void read_section(const toml::table& table, std::string_view title, ShapingSection& to, unsigned keys,
+                    std::vector<std::string_view> other) {
+    std::vector<std::string_view> known = other;
+    for (const KeyRow& row : kKeys) {
+      if (allowed(row, keys)) known.push_back(row.name);
+    }
+    for (const auto& [key, node] : table) {
+      std::string_view name = key.str();
+      if (std::find(other.begin(), other.end(), name) != other.end()) continue;
+      const KeyRow* row = std::find_if(std::begin(kKeys), std::end(kKeys), [&](const KeyRow& r) { return r.name == name; });
+      if (row == std::end(kKeys)) {
+        unknown(key, name, known, fmt::format("key in [{}]", title));
+        continue;
+      }
+      if (!allowed(*row, keys)) {
+        error(line_of(key), row->of_connections && (keys == kMailKeys || keys == kDomainKeys)
+                                ? fmt::format("{} has no meaning in [{}]: a connection serves many; in-flight limits how "
+                                              "many transactions it has at a time", name, title)
+                                : fmt::format("{} has no meaning in [{}]; write it in [default], [provider.NAME] or "
+                                              "[provider.NAME.source.NAME]", name, title));
+        continue;
+      }
+      read_value(*row, key, node, to[row->key]);
+    }
+  }
+
+  void read_value(const KeyRow& row, const toml::key& key, const toml::node& node, ShapingValue& to) {
+    unsigned line = line_of(key);
+    ShapingValue value;
+    value.given = true;
+    value.where = fmt::format("{}:{}", file_, line);
+    auto wrong = [&](std::string_view why) { error(line, fmt::format("{}: {}", row.name, why)); };
+    auto is_none = [](const toml::node& one) { return one.value_exact<std::string>() == std::string("none"); };
+    if (row.kind == Kind::number) {
+      auto number = node.value_exact<int64_t>();
+      if (is_none(node)) {
+        value.number = 0;
+      } else if (!number) {
+        return wrong("expects a number, or \"none\"");
+      } else if (*number < 1 || static_cast<uint64_t>(*number) > kMostNumber) {
+        return wrong(*number == 0 ? "0 would let nothing through: \"none\" is no limit, and 'millracectl pause' stops mail"
+                                  : fmt::format("{} is out of range; give 1 to {}", *number, kMostNumber));
+      } else {
+        value.number = static_cast<uint64_t>(*number);
+      }
+      to = std::move(value);
+      return;
+    }
+    auto take = [&](const toml::node& one) {
+      auto text = one.value_exact<std::string>();
+      std::string_view example = row.kind == Kind::rates ? "\"600/m\"" : "\"100M/h\"";
+      if (!text) return wrong(fmt::format("expects a rate in quotes, such as {}", example)), false;
+      auto rate = row.kind == Kind::rates ? parse_rate(*text) : parse_byte_rate(*text);
+      if (!rate) return wrong(rate.error().text), false;
+      if (!rate->limited()) return wrong("none stands alone, not in a list"), false;
+      value.rates.push_back(*rate);
+      return true;
+    };
+    if (const toml::array* array = node.as_array()) {
+      if (array->size() > kMostWindows) return wrong(fmt::format("more than {} windows", kMostWindows));
+      if (array->empty()) return wrong("an empty list; \"none\" is no limit");
+      for (const toml::node& one : *array) {
+        if (!take(one)) return;
+      }
+      std::sort(value.rates.begin(), value.rates.end(), [](const Rate& a, const Rate& b) { return a.period_ms < b.period_ms; });
+      for (size_t i = 1; i < value.rates.size(); ++i) {
+        const Rate &shorter = value.rates[i - 1], &longer = value.rates[i];
+        if (shorter.period_ms == longer.period_ms) return wrong("two rates with the same period: keep the lower one");
+        if (longer.count >= shorter.count * static_cast<double>(longer.period_ms) / static_cast<double>(shorter.period_ms)) {
+          return wrong(fmt::format("{} can never be met beside {}: take it out, or lower it", print_rate(longer), print_rate(shorter)));
+        }
+      }
+    } else if (!is_none(node) && !take(node)) {
+      return;
+    }
+    to = std::move(value);
+  }
+
+  void read_provider(const toml::key& key, const toml::table& table, const std::string& title) {
+    std::string name(key.str());
+    if (name == "*") {
+      return error(line_of(key), "[provider.\"*\"]: each provider's limits are [default]'s");
+    }
+    auto found = std::find_if(to_.providers_.begin(), to_.providers_.end(), [&](auto& p) { return p->name == name; });
+    Provider* provider;
+    if (found != to_.providers_.end()) {
+      provider = found->get();
+    } else {
+      provider = to_.providers_.emplace_back(std::make_unique<Provider>()).get();
+      provider->name = name;
+      fresh_.push_back({line_of(key), name});
+    }
+    lines_[name] = line_of(key);
+    if (const toml::node* mx = table.get("mx")) {
+      provider->suffixes.clear();
+      provider->hosts.clear();
+      names(*mx, "mx", [&](std::string host, unsigned line) {
+        bool suffix = host.starts_with("*.");
+        std::string bare = suffix ? host.substr(2) : host;
+        if (!is_host_name(bare)) {
+          return error(line, fmt::format("mx: '{}' is neither a host name nor *.suffix", host));
+        }
+        auto& list = suffix ? provider->suffixes : provider->hosts;
+        std::string text = suffix ? "." + bare : bare;
+        auto [at, added] = owners_.try_emplace(text, name, line);
+        if (!added) {
+          return error(line, fmt::format("mx: '{}' can never match here: line {} gives it to provider {}", host,
+                                         at->second.second, at->second.first));
+        }
+        list.push_back(std::move(text));
+      });
+    }
+    if (const toml::node* domains = table.get("domains")) {
+      provider->domains.clear();
+      names(*domains, "domains", [&](std::string domain, unsigned line) {
+        if (!is_host_name(domain)) return error(line, fmt::format("domains: '{}' is not a domain in ASCII form", domain));
+        auto [at, added] = owners_.try_emplace("@" + domain, name, line);
+        if (!added) {
+          return error(line, fmt::format("domains: '{}' can never match here: line {} gives it to provider {}", domain,
+                                         at->second.second, at->second.first));
+        }
+        provider->domains.push_back(std::move(domain));
+      });
+    }
+    if (const toml::node* tls = table.get("tls-required")) {
+      if (auto truth = tls->value_exact<bool>()) {
+        provider->tls_required = *truth;
+      } else {
+        error(line_of(*tls), "tls-required: expects true or false");
+      }
+    }
+    read_section(table, title, provider->section, kPairKeys, {"mx", "domains", "tls-required", "source", "total"});
+    if (const toml::node* total = table.get("total")) {
+      if (const toml::table* section = total->as_table()) {
+        read_section(*section, title + ".total", provider->total, kTotalKeys, {});
+      } else {
+        error(line_of(*total), fmt::format("total is a section: write [{}.total]", title));
+      }
+    }
+    each(table, "source", title + ".source", [&](const toml::key& at, const toml::table& one, std::string inner) {
+      if (auto source = source_of(at)) read_section(one, inner, provider->by_source[*source], kPairKeys, {});
+    });
+  }
+
+  void read_domain(const toml::key& key, const toml::table& table, const std::string& title) {
+    std::string domain = lower(key.str());
+    if (domain != "*" && !is_host_name(domain)) {
+      return error(line_of(key), fmt::format("'{}' is not a recipient domain in ASCII form", key.str()));
+    }
+    std::vector<std::string_view> other = {"source"};
+    read_section(table, title, to_.domains_[domain], kDomainKeys, other);
+    if (domain == "*" && table.get("source")) {
+      return error(line_of(*table.get("source")), "a source's limit for each domain is not kept; write [default.source.NAME]");
+    }
+    each(table, "source", title + ".source", [&](const toml::key& at, const toml::table& one, std::string inner) {
+      if (auto source = source_of(at)) {
+        read_section(one, inner, to_.domain_sources_[{domain, *source}], kDomainKeys, {});
+      }
+    });
+  }
+
+  template <typename Take>
+  void names(const toml::node& node, std::string_view key, Take take) {
+    const toml::array* array = node.as_array();
+    if (!array) return error(line_of(node), fmt::format("{}: expects a list of names, such as [\"mx.example.com\"]", key));
+    for (const toml::node& one : *array) {
+      auto text = one.value_exact<std::string>();
+      if (!text) {
+        error(line_of(one), fmt::format("{}: expects names in quotes", key));
+        continue;
+      }
+      take(lower(*text), line_of(one));
+    }
+  }
+
+  void check_providers() {
+    for (const auto& [line, name] : fresh_) {
+      const Provider* provider = to_.provider(name);
+      if (provider->hosts.empty() && provider->suffixes.empty() && provider->domains.empty()) {
+        std::vector<std::string_view> known;
+        for (const auto& each_one : to_.providers_) known.push_back(each_one->name);
+        known.erase(std::find(known.begin(), known.end(), name));
+        std::string_view near = nearest(name, known);
+        error(line, fmt::format("provider {} can never match: give it mx = [\"*.example.net\"] or domains{}", name,
+                                near.empty() ? "" : fmt::format(", or did you mean {}?", near)));
+      }
+    }
+    for (const auto& [line, name] : uses_) {
+      if (!to_.provider(name)) error(line, fmt::format("provider '{}' is neither built in nor in this file", name));
+    }
+    // What the file gives to a provider it takes from the built-in ones.
+    for (auto& provider : to_.providers_) {
+      auto drop = [&](std::vector<std::string>& list, std::string_view mark) {
+        std::erase_if(list, [&](const std::string& text) {
+          auto at = owners_.find(std::string(mark) + text);
+          return at != owners_.end() && at->second.first != provider->name;
+        });
+      };
+      drop(provider->suffixes, "");
+      drop(provider->hosts, "");
+      drop(provider->domains, "@");
+    }
+  }
+
+  Shaping& to_;
+  const std::string& file_;
+  const std::vector<Source>& sources_;
+  std::vector<std::pair<unsigned, std::string>> errors_;  // by line
+  std::vector<std::pair<unsigned, std::string>> fresh_, uses_;
+  std::map<std::string, unsigned> lines_;
+  std::map<std::string, std::pair<std::string, unsigned>> owners_;  // of the file's patterns
+};
+
+void Shaping::add_built_in() {
+  for (const BuiltIn& row : built_in_table()) {
+    auto provider = std::make_unique<Provider>();
+    provider->name = row.name;
+    for (std::string_view mx : row.mx) {
+      if (mx.starts_with("*.")) {
+        provider->suffixes.emplace_back(mx.substr(1));
+      } else {
+        provider->hosts.emplace_back(mx);
+      }
+    }
+    for (std::string_view domain : row.domains) provider->domains.emplace_back(domain);
+    provider->tls_required = row.tls_required;
+    auto set = [&](Key key, uint64_t number) {
+      if (number > 0) provider->built_in[key] = {true, number, {}, "built in"};
+    };
+    set(Key::connections, row.connections);
+    set(Key::messages_per_connection, row.messages_per_connection);
+    set(Key::recipients_per_transaction, row.recipients_per_transaction);
+    providers_.push_back(std::move(provider));
+  }
+}
+
+void Shaping::index() {
+  for (const auto& provider : providers_) {
+    for (const std::string& suffix : provider->suffixes) by_suffix_[suffix] = provider.get();
+    for (const std::string& host : provider->hosts) by_host_[host] = provider.get();
+    for (const std::string& domain : provider->domains) by_domain_[domain] = provider.get();
+  }
+}
+
+Result<std::shared_ptr<const Shaping>> Shaping::parse(std::string_view text, const std::string& file,
+                                                      const std::vector<Source>& sources) {
+  auto shaping = std::make_shared<Shaping>();
+  shaping->file_ = file;
+  shaping->text_ = text;
+  for (const Source& source : sources) {
+    auto same = [&](const Source& other) { return other.ehlo_name == source.ehlo_name; };
+    bool alone = !source.ehlo_name.empty() && std::count_if(sources.begin(), sources.end(), same) == 1;
+    const reactor::Address& address = source.ipv4.empty() ? source.ipv6 : source.ipv4;
+    shaping->source_names_.push_back(alone ? lower(source.ehlo_name) : address.host_string());
+  }
+  shaping->add_built_in();
+  std::string wrong = ShapingReader(*shaping, file, sources).read(text);
+  if (!wrong.empty()) return fail(std::move(wrong));
+  shaping->index();
+  return std::shared_ptr<const Shaping>(std::move(shaping));
+}
+
+std::shared_ptr<const Shaping> Shaping::built_in() {
+  static const std::shared_ptr<const Shaping> shaping = [] {
+    auto made = std::make_shared<Shaping>();
+    made->add_built_in();
+    made->index();
+    return made;
+  }();
+  return shaping;
+}
+
+const Provider* Shaping::provider_of(std::string_view domain, std::span<const std::string_view> hosts) const {
+  if (auto at = by_domain_.find(domain); at != by_domain_.end()) return at->second;
+  const Provider* all = nullptr;
+  for (std::string_view host : hosts) {
+    if (host.ends_with('.')) host.remove_suffix(1);
+    const Provider* found = nullptr;
+    if (auto at = by_host_.find(host); at != by_host_.end()) {
+      found = at->second;
+    } else {
+      // From the left, so the longest suffix comes first.
+      for (size_t dot = host.find('.'); dot != std::string_view::npos && !found; dot = host.find('.', dot + 1)) {
+        if (auto suffix = by_suffix_.find(host.substr(dot)); suffix != by_suffix_.end()) found = suffix->second;
+      }
+    }
+    // Hosts of several providers side by side: nobody's limits fit all of them.
+    if (!found || (all && found != all)) return nullptr;
+    all = found;
+  }
+  return all;
+}
+
+std::string Shaping::source_name(unsigned source) const {
+  return source < source_names_.size() ? source_names_[source] : fmt::format("{}", source);
+}
+
+const Provider* Shaping::provider(std::string_view name) const {
+  for (const auto& provider : providers_) {
+    if (provider->name == name) return provider.get();
+  }
+  return nullptr;
+}
+
+// `section` is more specific than what `choice` holds.
+void Shaping::layer(ShapingChoice& choice, const ShapingSection& section) {
+  for (size_t i = 0; i < kShapingKeys; ++i) {
+    if (section.values[i].given) choice[i] = &section.values[i];
+  }
+}
+
+ShapingChoice Shaping::named(const Sections& sections, std::string_view name) {
+  ShapingChoice choice{};
+  if (sections.empty() || name.empty()) return choice;
+  if (auto any = sections.find("*"); any != sections.end()) layer(choice, any->second);
+  if (auto at = sections.find(name); at != sections.end()) layer(choice, at->second);
+  return choice;
+}
+
+ShapingChoice Shaping::pair(const Provider* provider, unsigned source) const {
+  ShapingChoice choice{};
+  layer(choice, default_);
+  if (auto at = default_sources_.find(source); at != default_sources_.end()) layer(choice, at->second);
+  if (!provider) return choice;
+  layer(choice, provider->built_in);
+  layer(choice, provider->section);
+  if (auto at = provider->by_source.find(source); at != provider->by_source.end()) layer(choice, at->second);
+  return choice;
+}
+
+ShapingChoice Shaping::provider_total(const Provider* provider) const {
+  ShapingChoice choice{};
+  if (provider) layer(choice, provider->total);
+  return choice;
+}
+
+ShapingChoice Shaping::domain(std::string_view domain) const { return named(domains_, domain); }
+
+ShapingChoice Shaping::domain_source(std::string_view domain, unsigned source) const {
+  ShapingChoice choice{};
+  if (domain_sources_.empty()) return choice;
+  if (auto at = domain_sources_.find({std::string(domain), source}); at != domain_sources_.end()) {
+    layer(choice, at->second);
+  }
+  return choice;
+}
+
+ShapingChoice Shaping::source(unsigned source) const {
+  ShapingChoice choice{};
+  layer(choice, any_source_);
+  if (auto at = sources_.find(source); at != sources_.end()) layer(choice, at->second);
+  return choice;
+}
+
+ShapingChoice Shaping::tenant_provider(std::string_view tenant, const Provider* provider) const {
+  ShapingChoice choice{};
+  if (tenant_providers_.empty() || !provider || tenant.empty()) return choice;
+  for (std::string_view name : {std::string_view("*"), tenant}) {
+    if (auto at = tenant_providers_.find({std::string(name), provider->name}); at != tenant_providers_.end()) {
+      layer(choice, at->second);
+    }
+  }
+  return choice;
+}
+
+}  // namespace millrace::config

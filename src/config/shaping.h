@@ -1,0 +1,140 @@
+// The shaping file (--shaping): how fast mail may go to whom, from where and for whom. Read whole,
+// checked whole, immutable; part of the configuration's snapshot. docs/shaping.md is its page.
+//
+// A section names a scope, and its limits are that scope's own:
+//
+//   [default]                          each (provider, source), where a site without a provider is
+//   [provider.NAME]                    its own
+//   [default.source.NAME]  [provider.NAME.source.NAME]
+//   [provider.NAME.total]              a provider, all sources together
+//   [domain.NAME]  [domain.NAME.source.NAME]
+//   [source.NAME]  [pool.NAME]  [tenant.NAME]  [job.NAME]  [tenant.NAME.provider.NAME]
+//
+// "*" for the name of a domain, source, pool, tenant or job means each of them. Where several sections
+// speak of the same scope, the most specific one that has the key wins, key by key; where it was
+// written stays with the value. Unknown keys, wrong units and rules that can never match are errors
+// with file, line and remedy, all reported at once.
+//
+// Limits: a built-in provider's own numbers (docs/shaping.md) are less specific than any written ones
+// for the same provider, and more specific than [default].
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/result.h"
+#include "config/config.h"
+
+namespace millrace::config {
+
+enum class ShapingKey : uint8_t {
+  connections,                 // open at a time
+  in_flight,                   // transactions at a time
+  connect_rate,                // new connections
+  attempt_rate,                // transactions begun
+  message_rate,                // messages accepted by the receiver
+  recipient_rate,              // recipients attempted
+  byte_rate,                   // octets of content attempted
+  messages_per_connection,
+  recipients_per_transaction,
+};
+inline constexpr size_t kShapingKeys = 9;
+std::string_view to_string(ShapingKey key);
+
+struct ShapingValue {
+  bool given = false;
+  uint64_t number = 0;      // 0: none, no limit
+  std::vector<Rate> rates;  // empty: none, no limit; several windows hold together
+  std::string where;        // "shaping.toml:12", "built in", "--destination-connections"
+};
+// As the file writes it: "20", "600/m, 20000/d", "none".
+std::string to_string(ShapingKey key, const ShapingValue& value);
+
+struct ShapingSection {
+  std::array<ShapingValue, kShapingKeys> values;
+  const ShapingValue& operator[](ShapingKey key) const { return values[static_cast<size_t>(key)]; }
+  ShapingValue& operator[](ShapingKey key) { return values[static_cast<size_t>(key)]; }
+  bool empty() const {
+    for (const ShapingValue& value : values) {
+      if (value.given) return false;
+    }
+    return true;
+  }
+};
+
+// What holds for one scope: of each key the most specific value, or nullptr. Points into the Shaping.
+using ShapingChoice = std::array<const ShapingValue*, kShapingKeys>;
+inline const ShapingValue* at(const ShapingChoice& choice, ShapingKey key) {
+  return choice[static_cast<size_t>(key)];
+}
+
+struct Provider {
+  std::string name;
+  std::vector<std::string> suffixes;  // of MX host names, with the dot in front: ".google.com"
+  std::vector<std::string> hosts;     // MX host names
+  std::vector<std::string> domains;   // recipient domains, whatever their MX hosts are
+  ShapingSection built_in, section, total;
+  std::map<unsigned, ShapingSection> by_source;
+  bool tls_required = false;          // never plaintext, whatever STARTTLS answers
+};
+
+class Shaping {
+ public:
+  // The whole rules; `text` is the content of `file` (for messages). Empty text: what is built in.
+  static Result<std::shared_ptr<const Shaping>> parse(std::string_view text, const std::string& file,
+                                                      const std::vector<Source>& sources);
+  static std::shared_ptr<const Shaping> built_in();
+
+  // `hosts`: the MX hosts of the lowest preference, lower case. The recipient domain decides first, then a host
+  // named whole, then the longest suffix; the hosts must agree. nullptr: the site stands for itself.
+  const Provider* provider_of(std::string_view domain, std::span<const std::string_view> hosts) const;
+  const Provider* provider(std::string_view name) const;
+
+  // (provider, source); `provider` may be nullptr.
+  ShapingChoice pair(const Provider* provider, unsigned source) const;
+  ShapingChoice provider_total(const Provider* provider) const;
+  ShapingChoice domain(std::string_view domain) const;
+  ShapingChoice domain_source(std::string_view domain, unsigned source) const;
+  ShapingChoice source(unsigned source) const;
+  ShapingChoice pool(std::string_view pool) const { return named(pools_, pool); }
+  ShapingChoice tenant(std::string_view tenant) const { return named(tenants_, tenant); }
+  ShapingChoice job(std::string_view job) const { return named(jobs_, job); }
+  ShapingChoice tenant_provider(std::string_view tenant, const Provider* provider) const;
+
+  const std::string& file() const { return file_; }
+  // The EHLO name of a source, or its address where that is nobody's alone.
+  std::string source_name(unsigned source) const;
+  const std::string& text() const { return text_; }  // what the file held
+  const std::vector<std::unique_ptr<Provider>>& providers() const { return providers_; }
+  // Whether anything is limited for domains, pools, tenants or jobs at all.
+  bool has_domains() const { return !domains_.empty() || !domain_sources_.empty(); }
+
+ private:
+  friend class ShapingReader;
+  using Sections = std::map<std::string, ShapingSection, std::less<>>;
+  static void layer(ShapingChoice& choice, const ShapingSection& section);
+  static ShapingChoice named(const Sections& sections, std::string_view name);
+  void add_built_in();
+  void index();
+
+  std::string file_, text_;
+  std::vector<std::string> source_names_;
+  std::vector<std::unique_ptr<Provider>> providers_;
+  std::map<std::string, const Provider*, std::less<>> by_suffix_, by_host_, by_domain_;
+  ShapingSection default_;
+  std::map<unsigned, ShapingSection> default_sources_;
+  Sections domains_, pools_, tenants_, jobs_;
+  std::map<unsigned, ShapingSection> sources_;
+  ShapingSection any_source_;
+  std::map<std::pair<std::string, unsigned>, ShapingSection> domain_sources_;
+  std::map<std::pair<std::string, std::string>, ShapingSection> tenant_providers_;
+};
+
+}  // namespace millrace::config

@@ -1,0 +1,436 @@
+// What the shaping file limits, as the scheduler of one shard sees it: which sub-queues and lane groups need
+// permits, asking for them, using them and giving them back. The arbiter (shaping/arbiter.h) decides; it is
+// this shard's own or one letter away.
+//
+// A sub-queue that asks leaves its destination's turn until the answer: it is parked, and costs nothing while
+// it waits. A permit that is not used in time is given back.
+#include "dns/mx.h"
+#include "queue/scheduler.h"
+
+namespace millrace::queue {
+namespace {
+
+using Key = config::ShapingKey;
+
+struct ReleaseLetter : reactor::Letter {
+  shaping::Release release;
+};
+
+struct RecallLetter : reactor::Letter {
+  std::string provider, site;
+  unsigned source = 0;
+};
+
+}  // namespace
+
+// Puts the sub-queue on the lists that its items and its permit say, or takes it off them.
+void Scheduler::update_turn(SubQueue& queue) {
+  Destination& destination = *queue.destination;
+  bool active = !queue.parked && !(queue.fresh.empty() && queue.retry.empty());
+  if (!active) {
+    queue.active_link.unlink();
+  } else if (!queue.active_link.linked()) {
+    destination.active.push_back(queue);
+  }
+  bool loaded = !queue.parked && !queue.loaded.empty();
+  if (!loaded) {
+    queue.loaded_link.unlink();
+  } else if (!queue.loaded_link.linked()) {
+    destination.loaded.push_back(queue);
+  }
+}
+
+// ---- which limits there are
+
+// Empty: the site stands for itself. Views stay valid. Without a domain only the hosts decide.
+std::string_view Scheduler::provider_of(const dns::Route& route, std::string_view domain) {
+  if (route.explicit_hop) return {};
+  std::vector<std::string_view> hosts;
+  for (const dns::Host& host : route.hosts) {
+    if (host.preference == route.hosts.front().preference) hosts.push_back(host.name);
+  }
+  const config::Provider* provider = rules_->provider_of(domain, hosts);
+  return provider ? std::string_view(*provider_names_.insert(provider->name).first) : std::string_view();
+}
+
+void Scheduler::find_limits(Site& site, unsigned source) {
+  LaneGroup& group = site.groups[source];
+  const config::Provider* provider = site.provider.empty() ? nullptr : rules_->provider(site.provider);
+  config::ShapingChoice choice = rules_->pair(provider, source);
+  const config::ShapingValue* connections = config::at(choice, Key::connections);
+  group.connections_said = connections != nullptr;
+  group.connections = connections ? static_cast<uint32_t>(connections->number) : 0;
+  const config::ShapingValue* messages = config::at(choice, Key::messages_per_connection);
+  group.messages_most.reset();
+  if (messages) group.messages_most = static_cast<uint32_t>(messages->number);
+  const config::ShapingValue* recipients = config::at(choice, Key::recipients_per_transaction);
+  group.recipients_most = recipients ? static_cast<uint32_t>(recipients->number) : 0;
+  // The file's rate takes the place of --connect-rate.
+  if (config::at(choice, Key::connect_rate)) site.connect_rate = {};
+  shaping::Subject subject{.provider = site.provider, .site = site.key, .source = source};
+  shaping::find_scopes(*rules_, subject, shaping::Purpose::connect, scratch_scopes_);
+  group.limited = !scratch_scopes_.empty();
+  if (!group.limited || group.permit) return;
+  group.permit = std::make_unique<Permit>();
+  group.permit->scheduler = this;
+  group.permit->purpose = shaping::Purpose::connect;
+  group.permit->site = &site;
+  group.permit->subject.source = source;
+}
+
+void Scheduler::find_limits(SubQueue& queue, Site& site) {
+  const Destination& destination = *queue.destination;
+  queue.limits_site = &site;
+  queue.limits_version = rules_version_;
+  shaping::Subject subject{site.provider, site.key, destination.source, destination.domain, destination.pool,
+                           queue.tenant, queue.job};
+  shaping::find_scopes(*rules_, subject, shaping::Purpose::attempt, scratch_scopes_);
+  queue.limited = !scratch_scopes_.empty();
+  queue.recipients_most = 0;
+  for (const config::ShapingChoice& choice :
+       {rules_->domain(destination.domain), rules_->domain_source(destination.domain, destination.source)}) {
+    if (const auto* said = config::at(choice, Key::recipients_per_transaction)) {
+      queue.recipients_most = static_cast<uint32_t>(said->number);
+    }
+  }
+  if (!queue.limited || queue.permit) return;
+  queue.permit = std::make_unique<Permit>();
+  queue.permit->scheduler = this;
+  queue.permit->purpose = shaping::Purpose::attempt;
+  queue.permit->queue = &queue;
+}
+
+// ---- asking
+
+// Whether the item may be attempted now; if not, its sub-queue is parked until it may.
+bool Scheduler::permitted(Site& site, Item& item) {
+  SubQueue& queue = *item.queue;
+  if (queue.limits_site != &site || queue.limits_version != rules_version_) find_limits(queue, site);
+  if (!queue.limited) return true;
+  Permit& permit = *queue.permit;
+  uint32_t recipients = 1;
+  if (item.fanout) {
+    recipients = 0;
+    for (const Fanout::Recipient& recipient : item.fanout->recipients) recipients += recipient.item == &item;
+  }
+  uint64_t octets = item.message->content.size();
+  if (permit.state == Permit::State::granted) {
+    // It was asked for the message that was first then.
+    if (permit.site == &site && permit.valid_until >= now() && permit.recipients >= recipients && permit.octets >= octets) {
+      return true;
+    }
+    give_back(permit);
+  }
+  name_subject(permit, queue, site);
+  permit.recipients = recipients;
+  permit.octets = octets;
+  if (ask(permit)) return true;
+  park(queue);
+  return false;
+}
+
+void Scheduler::name_subject(Permit& permit, const SubQueue& queue, Site& site) {
+  if (permit.site == &site) return;
+  const Destination& destination = *queue.destination;
+  permit.site = &site;
+  permit.subject = {site.provider, site.key, destination.source, destination.domain, destination.pool, queue.tenant, queue.job};
+  permit.set = nullptr;
+}
+
+void Scheduler::park(SubQueue& queue) {
+  queue.parked = true;
+  update_turn(queue);
+  // What waits behind a limit leaves memory, but for the first few; and keeps no room of what is being read back.
+  if (queue.due() > kLoadAhead || !queue.loaded.empty()) evict_ready(queue);
+}
+
+bool Scheduler::connection_permitted(Site& site, unsigned source) {
+  LaneGroup& group = site.groups[source];
+  Permit& permit = *group.permit;
+  switch (permit.state) {
+    case Permit::State::asked: return false;
+    case Permit::State::granted:
+      if (permit.valid_until >= now()) return true;
+      give_back(permit);
+      break;
+    case Permit::State::none: break;
+  }
+  bool waits_for_attempt;
+  SubQueue* queue = next_for_connection(site, group, waits_for_attempt);
+  permit.subject = {.provider = site.provider, .site = site.key, .source = source};
+  permit.for_attempt = waits_for_attempt;
+  if (waits_for_attempt) {
+    const Destination& destination = *queue->destination;
+    permit.subject = {site.provider, site.key, source, destination.domain, destination.pool, queue->tenant, queue->job};
+  }
+  return ask(permit);
+}
+
+// For whose mail a new connection of the group would be: somebody's that no limit of attempts is on, or who has a
+// permit, if there is one; else the first one's. nullptr: everybody's waits.
+SubQueue* Scheduler::next_for_connection(Site& site, LaneGroup& group, bool& waits_for_attempt) {
+  constexpr int kMostAsked = 16;
+  SubQueue* first = nullptr;
+  int asked = 0;
+  waits_for_attempt = false;
+  for (Destination* at = group.ready.front(); at && asked < kMostAsked; at = group.ready.next(*at)) {
+    for (SubQueue* queue = at->active.front(); queue && asked < kMostAsked; queue = at->active.next(*queue), ++asked) {
+      if (queue->limits_site != &site || queue->limits_version != rules_version_) find_limits(*queue, site);
+      if (!queue->limited || queue->permit->state == Permit::State::granted) return queue;
+      if (!first) first = queue;
+    }
+    if (SubQueue* queue = at->loaded.front(); queue && !first) first = queue;
+  }
+  waits_for_attempt = first && first->limited;
+  return first;
+}
+
+// True: granted at once.
+bool Scheduler::ask(Permit& permit) {
+  ASSERT(permit.state == Permit::State::none);
+  permit.state = Permit::State::asked;
+  if (!arbiter_) {
+    const Peer& first = peers_[0];
+    permit.address<&Scheduler::on_asked>(first.scheduler);
+    first.mailbox->push(permit);
+    return false;
+  }
+  permit.owner = this;
+  permit.granted = &Scheduler::on_granted;
+  if (!arbiter_->submit(permit)) return false;
+  permit.state = Permit::State::granted;
+  return true;
+}
+
+void Scheduler::on_asked(reactor::Letter& letter) {
+  auto& permit = static_cast<Permit&>(letter);
+  permit.owner = this;
+  permit.granted = &Scheduler::on_granted;
+  if (arbiter_->submit(permit)) on_granted(this, permit);
+}
+
+// On the arbiter's shard: the answer goes back to where it was asked, or is told at the end of the turn.
+void Scheduler::on_granted(void* owner, shaping::Request& request) {
+  auto* self = static_cast<Scheduler*>(owner);
+  auto& permit = static_cast<Permit&>(request);
+  if (permit.scheduler == self) {
+    self->answers_.push_back(permit);
+    self->context_.io.defer(self->answering_);
+    return;
+  }
+  const Peer& home = self->peers_[permit.scheduler->context_.shard];
+  permit.address<&Scheduler::on_answered>(home.scheduler);
+  home.mailbox->push(permit);
+}
+
+void Scheduler::tell_answers() {
+  while (Permit* permit = answers_.pop_front()) answered(*permit);
+}
+
+// Until it is used or has run out.
+void Scheduler::hold_grant(Permit& permit) {
+  grants_.push_back(permit);
+  if (!grant_timer_.armed()) context_.io.timers().arm(grant_timer_, permit.valid_until + 1);
+}
+
+void Scheduler::on_answered(reactor::Letter& letter) { answered(static_cast<Permit&>(letter)); }
+
+void Scheduler::answered(Permit& permit) {
+  permit.state = Permit::State::granted;
+  hold_grant(permit);
+  if (!permit.queue) return pump(*permit.site, permit.subject.source);
+  SubQueue& queue = *permit.queue;
+  queue.parked = false;
+  update_turn(queue);
+  // It goes first: the permit is for it.
+  if (queue.active_link.linked()) {
+    queue.active_link.unlink();
+    queue.destination->active.push_front(queue);
+  }
+  if (stopping_ || queue.due() == 0) return give_back(permit);
+  work_arrived(*queue.destination);
+}
+
+// ---- using, giving back
+
+// REQUIRES: granted. What the attempt or lane gives back when it ends.
+shaping::Release Scheduler::use(Permit& permit) {
+  ASSERT(permit.state == Permit::State::granted);
+  permit.state = Permit::State::none;
+  permit.link.unlink();
+  return permit.to_release ? permit.release() : shaping::Release{};
+}
+
+void Scheduler::give_back(Permit& permit) {
+  use(permit);
+  release(permit.release());
+}
+
+void Scheduler::give_back_all(shaping::Release& permit, bool used, bool accepted) {
+  if (!permit.set) return;
+  permit.used = used;
+  permit.accepted = accepted;
+  release(std::exchange(permit, {}));
+}
+
+void Scheduler::release(const shaping::Release& what) {
+  if (arbiter_) return arbiter_->release(what);
+  auto* letter = new ReleaseLetter;
+  letter->release = what;
+  letter->address<&Scheduler::on_released>(peers_[0].scheduler);
+  peers_[0].mailbox->push(*letter);
+}
+
+void Scheduler::on_released(reactor::Letter& letter) {
+  std::unique_ptr<ReleaseLetter> owned(static_cast<ReleaseLetter*>(&letter));
+  arbiter_->release(owned->release);
+}
+
+// Nobody took them: no lane was free in time, or the mail is gone.
+void Scheduler::expire_grants() {
+  while (Permit* permit = grants_.front()) {
+    if (permit->valid_until >= now()) {
+      context_.io.timers().arm(grant_timer_, permit->valid_until + 1);
+      return;
+    }
+    give_back(*permit);
+  }
+}
+
+// ---- connections that others wait for
+
+void Scheduler::recall(std::string_view provider, std::string_view site, unsigned source) {
+  retire_idle(provider, site, source);
+  for (unsigned shard = 1; shard < peers_.size(); ++shard) {
+    auto* letter = new RecallLetter;
+    letter->provider = provider;
+    letter->site = site;
+    letter->source = source;
+    letter->address<&Scheduler::on_recall>(peers_[shard].scheduler);
+    peers_[shard].mailbox->push(*letter);
+  }
+}
+
+void Scheduler::on_recall(reactor::Letter& letter) {
+  std::unique_ptr<RecallLetter> owned(static_cast<RecallLetter*>(&letter));
+  retire_idle(owned->provider, owned->site, owned->source);
+}
+
+void Scheduler::retire_idle(std::string_view provider, std::string_view site, unsigned source) {
+  for (auto& [name, each] : sites_) {
+    if (!provider.empty() ? each->provider != provider : !site.empty() && each->key != site) continue;
+    LaneGroup& group = each->groups[source];
+    while (Lane* lane = group.idle.pop_front()) lane->retire();
+  }
+}
+
+// ---- the operator's view
+
+std::vector<ExplainRow> Scheduler::explain(std::string_view domain, const mail::SpoolId& id) const {
+  std::vector<ExplainRow> rows;
+  std::unordered_map<const SubQueue*, size_t> by_queue;
+  int64_t wall_ms = context_.io.wall_ms();
+  auto utc_of = [&](int64_t monotonic) { return wall_ms + (monotonic - now()) / 1'000'000; };
+  auto add = [&](const Item& item) {
+    const SubQueue& queue = *item.queue;
+    const Destination& destination = *queue.destination;
+    if (domain.empty() ? item.id != id : destination.domain != domain) return;
+    auto [at, fresh] = by_queue.try_emplace(&queue, rows.size());
+    if (fresh) {
+      ExplainRow& row = rows.emplace_back();
+      row.domain = destination.domain;
+      row.pool = destination.pool;
+      row.tenant = queue.tenant;
+      row.job = queue.job;
+      row.source_number = destination.source;
+      row.source = rules_->source_name(destination.source);
+      const Site* site = destination.site;
+      const LaneGroup* group = site ? &site->groups[destination.source] : nullptr;
+      if (site) row.site = site->key;
+      if (site) row.provider = site->provider;
+      if (group) row.connections = group->open;
+      const shaping::Hold* hold = destination.hold.active(now())     ? &destination.hold
+                                  : group && group->hold.active(now()) ? &group->hold
+                                                                       : nullptr;
+      if (hold) {
+        row.why = "held: " + hold->reason();
+        row.held_until_ms = utc_of(hold->until());
+      } else if (destination.fatal) {
+        row.why = "its domain takes no mail: " + destination.fatal->reply;
+      } else if (!site) {
+        row.why = "looking for its MX hosts";
+      } else if (destination.rate && !destination.rate->limiter.allowed(now())) {
+        row.why = "paced by --destination-rate";
+        row.held_until_ms = utc_of(destination.rate->limiter.allowed_at());
+      } else if (gated_) {
+        row.why = "outcomes wait for the disk";
+      } else if (queue.parked) {
+        row.why = "waits for a limit of the shaping file";
+      } else if (group->limited && group->permit->state == Permit::State::asked) {
+        row.why = "waits for a connection";
+      }
+    }
+    ExplainRow& row = rows[at->second];
+    ++row.messages;
+    int64_t due_ms = 0;
+    if (item.state == State::waiting) {
+      ++row.waiting;
+      due_ms = utc_of(item.deadline);
+    } else if (item.state == State::in_flight) {
+      ++row.in_flight;
+    } else if (item.state == State::ready || item.state == State::loaded || item.state == State::loading) {
+      ++row.ready;
+      due_ms = wall_ms;
+    }
+    if (due_ms != 0 && (row.next_attempt_ms == 0 || due_ms < row.next_attempt_ms)) row.next_attempt_ms = due_ms;
+  };
+  if (domain.empty()) {
+    const Item* item = index_.find(id);
+    if (item && item->fanout) {
+      for (const Item* part : item->fanout->items) add(*part);
+    } else if (item) {
+      add(*item);
+    }
+  } else {
+    each_item(add);
+  }
+  for (ExplainRow& row : rows) row.next_attempt_ms = std::max(row.next_attempt_ms, row.held_until_ms);
+  return rows;
+}
+
+void Scheduler::explain_limits(ExplainRow& row) {
+  ASSERT(arbiter_);
+  if (row.source.empty()) row.source = rules_->source_name(row.source_number);
+  if (row.site.empty()) {
+    const config::Provider* by_domain = rules_->provider_of(row.domain, {});
+    if (by_domain) row.provider = by_domain->name;
+  }
+  shaping::Subject subject{row.provider, row.site, row.source_number, row.domain, row.pool, row.tenant, row.job};
+  row.connection_limits = arbiter_->describe(subject, shaping::Purpose::connect);
+  row.attempt_limits = arbiter_->describe(subject, shaping::Purpose::attempt);
+  const config::Provider* provider = row.provider.empty() ? nullptr : rules_->provider(row.provider);
+  config::ShapingChoice pair = rules_->pair(provider, row.source_number);
+  auto say = [](const config::ShapingValue* value, Key key, std::string& text, std::string& where) {
+    if (!value) return;
+    text = config::to_string(key, *value);
+    where = value->where;
+  };
+  say(config::at(pair, Key::messages_per_connection), Key::messages_per_connection, row.messages_per_connection,
+      row.messages_per_connection_where);
+  for (const config::ShapingChoice& choice :
+       {pair, rules_->domain(row.domain), rules_->domain_source(row.domain, row.source_number)}) {
+    say(config::at(choice, Key::recipients_per_transaction), Key::recipients_per_transaction,
+        row.recipients_per_transaction, row.recipients_per_transaction_where);
+  }
+  // Ready mail that a limit holds back goes when the limit lets it.
+  if (row.waiting > 0 && row.ready == 0) return;
+  for (const auto* limits : {&row.connection_limits, &row.attempt_limits}) {
+    if (limits == &row.connection_limits && row.connections > 0) continue;
+    for (const shaping::LimitRow& limit : *limits) {
+      if (limit.free_at == 0 || limit.free_at == INT64_MAX) continue;
+      row.next_attempt_ms = std::max(row.next_attempt_ms, context_.io.wall_ms() + (limit.free_at - now()) / 1'000'000);
+    }
+  }
+}
+
+}  // namespace millrace::queue

@@ -1,0 +1,200 @@
+#include "config/shaping.h"
+
+#include <gtest/gtest.h>
+
+#include "config/values.h"
+
+namespace millrace::config {
+namespace {
+
+using Key = ShapingKey;
+
+std::vector<Source> two_sources() {
+  return {*parse_source("192.0.2.1=mta1.example.com"), *parse_source("192.0.2.2+2001:db8::2=mta2.example.com")};
+}
+
+std::shared_ptr<const Shaping> read(std::string_view text) {
+  auto rules = Shaping::parse(text, "shaping.toml", two_sources());
+  EXPECT_TRUE(rules.ok()) << rules.error().text;
+  return rules.ok() ? *rules : Shaping::built_in();
+}
+
+std::string error_of(std::string_view text) {
+  auto rules = Shaping::parse(text, "shaping.toml", two_sources());
+  return rules.ok() ? "" : rules.error().text;
+}
+
+const Provider* of(const Shaping& rules, std::string_view domain, std::vector<std::string_view> hosts) {
+  return rules.provider_of(domain, hosts);
+}
+
+std::string name_of(const Provider* provider) { return provider ? provider->name : "none"; }
+
+std::string value(const ShapingChoice& choice, Key key) {
+  const ShapingValue* found = at(choice, key);
+  return found ? to_string(key, *found) + " from " + found->where : "not set";
+}
+
+TEST(Providers, MxNamesRollUp) {
+  auto rules = Shaping::built_in();
+  EXPECT_EQ(name_of(of(*rules, "gmail.com", {"gmail-smtp-in.l.google.com"})), "gmail");
+  EXPECT_EQ(name_of(of(*rules, "hosted.example", {"aspmx.l.google.com", "alt1.aspmx.l.google.com"})), "gmail");
+  EXPECT_EQ(name_of(of(*rules, "aol.com", {"mx-aol.mail.gm0.yahoodns.net"})), "yahoo");
+  EXPECT_EQ(name_of(of(*rules, "example.org", {"mx.example.org"})), "none");
+  // The suffix is one of labels, and a name is not its own suffix.
+  EXPECT_EQ(name_of(of(*rules, "a.example", {"mx.notgoogle.com"})), "none");
+}
+
+TEST(Providers, YahooJapanIsNotYahoo) {
+  auto rules = Shaping::built_in();
+  EXPECT_EQ(name_of(of(*rules, "yahoo.co.jp", {"mx1.mail.yahoo.co.jp"})), "yahoo-japan");
+  EXPECT_EQ(name_of(of(*rules, "yahoo.co.jp", {"mx.unknown.example"})), "yahoo-japan");
+  EXPECT_EQ(name_of(of(*rules, "yahoo.com", {"mta5.am0.yahoodns.net"})), "yahoo");
+}
+
+TEST(Providers, MicrosoftsConsumerAndBusinessMailAreTwo) {
+  auto rules = Shaping::built_in();
+  EXPECT_EQ(name_of(of(*rules, "outlook.com", {"outlook-com.olc.protection.outlook.com"})), "microsoft");
+  EXPECT_EQ(name_of(of(*rules, "contoso.com", {"contoso-com.mail.protection.outlook.com"})), "microsoft-365");
+  EXPECT_EQ(name_of(of(*rules, "contoso.com", {"contoso-com.a-v1.mx.microsoft"})), "microsoft-365");
+}
+
+TEST(Providers, HostsOfTwoProvidersSideBySideAreNeithers) {
+  auto rules = Shaping::built_in();
+  EXPECT_EQ(name_of(of(*rules, "a.example", {"aspmx.l.google.com", "eu-smtp-inbound-1.mimecast.com"})), "none");
+  EXPECT_EQ(name_of(of(*rules, "a.example", {"aspmx.l.google.com", "mx.a.example"})), "none");
+}
+
+TEST(Providers, TheLongestSuffixWinsAndAWholeHostBeatsIt) {
+  auto rules = read(R"(
+[provider.outer]
+mx = ["*.mail.example"]
+[provider.inner]
+mx = ["*.eu.mail.example"]
+[provider.host]
+mx = ["mx1.eu.mail.example"]
+)");
+  EXPECT_EQ(name_of(of(*rules, "x", {"a.mail.example"})), "outer");
+  EXPECT_EQ(name_of(of(*rules, "x", {"a.eu.mail.example"})), "inner");
+  EXPECT_EQ(name_of(of(*rules, "x", {"mx1.eu.mail.example"})), "host");
+}
+
+TEST(Providers, TheFileTakesNamesFromWhatIsBuiltIn) {
+  auto rules = read(R"(
+[provider.workspace]
+mx = ["*.google.com"]
+)");
+  EXPECT_EQ(name_of(of(*rules, "x", {"aspmx.l.google.com"})), "workspace");
+  EXPECT_EQ(name_of(of(*rules, "x", {"alt1.aspmx.l.googlemail.com"})), "gmail");
+}
+
+TEST(Layers, TheMostSpecificSettingWinsAndKeepsItsPlace) {
+  auto rules = read(R"([default]
+connections = 10
+connect-rate = "5/s"
+attempt-rate = "100/s"
+
+[default.source."192.0.2.2"]
+connections = 8
+
+[provider.gmail]
+connections = 20
+
+[provider.gmail.source."mta2.example.com"]
+connections = 3
+)");
+  const Provider* gmail = rules->provider("gmail");
+  EXPECT_EQ(value(rules->pair(nullptr, 0), Key::connections), "10 from shaping.toml:2");
+  EXPECT_EQ(value(rules->pair(nullptr, 1), Key::connections), "8 from shaping.toml:7");
+  EXPECT_EQ(value(rules->pair(gmail, 0), Key::connections), "20 from shaping.toml:10");
+  EXPECT_EQ(value(rules->pair(gmail, 1), Key::connections), "3 from shaping.toml:13");
+  EXPECT_EQ(value(rules->pair(gmail, 1), Key::connect_rate), "5/s from shaping.toml:3");
+  EXPECT_EQ(value(rules->pair(gmail, 1), Key::messages_per_connection), "50 from built in");
+  EXPECT_EQ(value(rules->pair(rules->provider("yahoo"), 0), Key::messages_per_connection), "20 from built in");
+}
+
+TEST(Layers, NoneTakesALimitAway) {
+  auto rules = read("[provider.gmail]\nconnections = \"none\"\n");
+  EXPECT_EQ(value(rules->pair(rules->provider("gmail"), 0), Key::connections), "none from shaping.toml:2");
+}
+
+TEST(Layers, EachOfAKindAndOneOfThem) {
+  auto rules = read(R"(
+[tenant."*"]
+message-rate = "1000/h"
+in-flight = 10
+[tenant.acme]
+message-rate = ["100/m", "2000/h", "20000/d"]
+[domain."Example.COM"]
+byte-rate = "100M/h"
+[domain."example.com".source."mta1.example.com"]
+attempt-rate = "10/m"
+[tenant.acme.provider.gmail]
+attempt-rate = "7/s"
+[pool.bulk]
+recipient-rate = "30/10m"
+)");
+  EXPECT_EQ(value(rules->tenant("other"), Key::message_rate), "1000/h from shaping.toml:3");
+  EXPECT_EQ(value(rules->tenant("acme"), Key::message_rate), "100/m, 2000/h, 20000/d from shaping.toml:6");
+  EXPECT_EQ(value(rules->tenant("acme"), Key::in_flight), "10 from shaping.toml:4");
+  EXPECT_EQ(value(rules->tenant(""), Key::in_flight), "not set");
+  EXPECT_EQ(value(rules->domain("example.com"), Key::byte_rate), "100M/h from shaping.toml:8");
+  EXPECT_EQ(value(rules->domain_source("example.com", 0), Key::attempt_rate), "10/m from shaping.toml:10");
+  EXPECT_EQ(value(rules->domain_source("example.com", 1), Key::attempt_rate), "not set");
+  EXPECT_EQ(value(rules->tenant_provider("acme", rules->provider("gmail")), Key::attempt_rate), "7/s from shaping.toml:12");
+  EXPECT_EQ(value(rules->pool("bulk"), Key::recipient_rate), "30/10m from shaping.toml:14");
+}
+
+struct Wrong {
+  std::string_view text, says;
+};
+
+TEST(Errors, EachNamesItsLineAndTheRemedy) {
+  const Wrong wrongs[] = {
+      {"[default]\nconections = 3\n", "shaping.toml:2: unknown key in [default] 'conections'; did you mean connections?"},
+      {"[provder.gmail]\n", "shaping.toml:1: unknown section 'provder'; did you mean provider?"},
+      {"[default]\nconnections = \"many\"\n", "shaping.toml:2: connections: expects a number"},
+      {"[default]\nconnections = 0\n", "millracectl pause"},
+      {"[default]\nattempt-rate = \"100\"\n", "shaping.toml:2: attempt-rate: "},
+      {"[default]\nattempt-rate = \"100/y\"\n", "shaping.toml:2: attempt-rate: "},
+      {"[default]\nattempt-rate = 100\n", "expects a rate in quotes, such as \"600/m\""},
+      {"[default]\nbyte-rate = \"100M\"\n", "write for instance 100M/h"},
+      {"[provider.gmal]\nconnections = 3\n", "shaping.toml:1: provider gmal can never match"},
+      {"[provider.gmal]\nconnections = 3\n", "did you mean gmail?"},
+      {"[provider.a]\nmx = [\"*.x.example\"]\n[provider.b]\nmx = [\"*.x.example\"]\n",
+       "shaping.toml:4: mx: '*.x.example' can never match here: line 2 gives it to provider a"},
+      {"[provider.a]\nmx = [\"*x.example\"]\n", "shaping.toml:2: mx: '*x.example' is neither a host name nor *.suffix"},
+      {"[source.\"192.0.2.9\"]\nconnections = 3\n",
+       "shaping.toml:1: source '192.0.2.9' is none of --source, so this can never match; sources are "
+       "mta1.example.com, mta2.example.com"},
+      {"[tenant.a]\nconnections = 3\n", "shaping.toml:2: connections has no meaning in [tenant.a]"},
+      {"[tenant.a]\nconnections = 3\n", "in-flight"},
+      {"[tenant.a.provider.nobody]\nin-flight = 3\n", "shaping.toml:1: provider 'nobody' is neither built in nor in this file"},
+      {"[default]\nattempt-rate = [\"10/m\", \"600/h\"]\n", "600/h can never be met beside 10/m"},
+      {"[domain]\nin-flight = 3\n", "write [domain.NAME]"},
+      {"default = 3\n", "default is a section"},
+      {"[default]\nx = \n", "shaping.toml:2: "},
+  };
+  for (const Wrong& wrong : wrongs) {
+    std::string said = error_of(wrong.text);
+    EXPECT_NE(said.find(wrong.says), std::string::npos) << wrong.text << "says: " << said;
+  }
+}
+
+TEST(Errors, AllAreReportedAtOnceInTheOrderOfTheLines) {
+  std::string said = error_of("[tenant.a]\nx = 1\n[default]\ny = 2\n[domain.\"a.example\"]\nz = 1\n");
+  size_t x = said.find("'x'"), y = said.find("'y'"), z = said.find("'z'");
+  EXPECT_LT(x, y);
+  EXPECT_LT(y, z);
+  EXPECT_NE(z, std::string::npos);
+}
+
+TEST(Errors, AnEhloNameOfTwoSourcesMustBeAnAddress) {
+  std::vector<Source> sources = {*parse_source("192.0.2.1=mta.example.com"), *parse_source("192.0.2.2=mta.example.com")};
+  auto rules = Shaping::parse("[source.\"mta.example.com\"]\nconnections = 3\n", "s.toml", sources);
+  ASSERT_FALSE(rules.ok());
+  EXPECT_NE(rules.error().text.find("s.toml:1: source 'mta.example.com' is the EHLO name of 2 sources"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace millrace::config

@@ -1,0 +1,307 @@
+// The limits of the shaping file, as schedulers keep them: one, and several that share them.
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "config/shaping.h"
+#include "config/values.h"
+#include "fakes.h"
+#include "reactor/mailbox.h"
+
+namespace millrace::queue {
+namespace {
+
+constexpr int64_t kMs = 1'000'000, kSecond = 1000 * kMs;
+
+struct Sent {
+  int64_t at;
+  std::string domain, tenant, job;
+};
+
+size_t most_in_a_window(const std::vector<Sent>& sent, int64_t period) {
+  size_t most = 0, first = 0;
+  for (size_t last = 0; last < sent.size(); ++last) {
+    while (sent[last].at - sent[first].at >= period) ++first;
+    most = std::max(most, last - first + 1);
+  }
+  return most;
+}
+
+class LimitsTest : public testing::Test {
+ protected:
+  struct Shard {
+    std::unique_ptr<reactor::Io> io;
+    std::unique_ptr<reactor::Mailbox> mailbox;
+    std::unique_ptr<FakeSpool> spool;
+    std::unique_ptr<FakeAgent> agent;
+    std::unique_ptr<FakeReporter> reporter;
+    std::unique_ptr<Scheduler> scheduler;
+  };
+
+  LimitsTest() : host_(world_.add_host({"192.0.2.1"})) {
+    config_.hostname = "relay.example";
+    config_.connect_rate = {};
+    config_.memory = 1u << 30;
+    config_.initial_connections = 10;
+  }
+  ~LimitsTest() override {
+    for (auto& shard : shards_) shard->scheduler.reset();
+    for (auto& shard : shards_) shard->io->on_wake = nullptr;
+  }
+
+  static std::shared_ptr<const config::Shaping> rules_of(std::string_view text) {
+    auto rules = config::Shaping::parse(text, "shaping.toml", {});
+    EXPECT_TRUE(rules.ok()) << rules.error().text;
+    return *rules;
+  }
+  void build(unsigned count, std::string_view rules) {
+    config_.shaping_rules = rules_of(rules);
+    auto config = std::make_shared<config::Config>(config_);
+    std::vector<Scheduler::Peer> peers;
+    for (unsigned number = 0; number < count; ++number) {
+      auto& shard = *shards_.emplace_back(std::make_unique<Shard>());
+      shard.io = world_.make_io(host_);
+      shard.mailbox = std::make_unique<reactor::Mailbox>(*shard.io);
+      shard.io->on_wake = [&shard] { shard.mailbox->drain(); };
+      shard.spool = std::make_unique<FakeSpool>(*shard.io);
+      shard.agent = std::make_unique<FakeAgent>(*shard.io);
+      shard.reporter = std::make_unique<FakeReporter>(*shard.io);
+      shard.scheduler = std::make_unique<Scheduler>(
+          Scheduler::Context{*shard.io, config, *shard.agent, sink_, number, count});
+      shard.agent->start(*shard.scheduler);
+      shard.agent->serve = [this, &shard](Attempt& attempt) {
+        const mail::Envelope& envelope = attempt.message->envelope;
+        sent_.push_back({shard.io->now(), envelope.recipients[attempt.recipients[0]].domain, envelope.tenant, envelope.job});
+        for (auto& result : attempt.results) {
+          result.action = action_;
+          result.code = action_ == Action::delivered ? 250 : 451;
+        }
+      };
+      peers.push_back({shard.scheduler.get(), shard.mailbox.get()});
+    }
+    for (auto& shard : shards_) shard->scheduler->set_peers(peers);
+    for (auto& shard : shards_) shard->scheduler->start(*shard->spool, *shard->reporter);
+  }
+  void enqueue(unsigned number, const std::string& domain, const std::string& tenant = "", const std::string& job = "") {
+    Shard& shard = *shards_[number];
+    MessageRef made = MessageRef::make();
+    made->id = ids_.make(shard.io->wall_ms());
+    made->envelope.reverse_path = "from@example.org";
+    made->envelope.tenant = tenant;
+    made->envelope.job = job;
+    made->envelope.received_ms = shard.io->wall_ms();
+    made->envelope.expires_ms = shard.io->wall_ms() + config_.expire_after_ms;
+    made->envelope.recipients.push_back({"a@" + domain, domain, "", 0});
+    made->location = {1, static_cast<uint32_t>(shard.spool->messages.size() * 512 + 512), 300};
+    FakeSpool::Stored& stored = shard.spool->messages[made->id];
+    stored.body = "Subject: x\r\n\r\nhello\r\n";
+    made->content.raw = {stored.body};
+    made->content.raw_size = static_cast<uint32_t>(stored.body.size());
+    mail::encode_metadata(made->envelope, made->content, stored.metadata);
+    shard.scheduler->enqueue(std::move(made));
+  }
+  void route_all_to(std::string host, bool host_per_domain = false) {
+    for (auto& shard : shards_) {
+      shard->agent->route = [host, host_per_domain](const std::string& domain) {
+        dns::Route found;
+        found.verdict = dns::Verdict::usable;
+        std::string name = host_per_domain ? domain + host : host;
+        found.site = name;
+        found.hosts.push_back({name, 10, {}});
+        found.valid_until_ns = INT64_MAX;
+        return found;
+      };
+    }
+  }
+  void run(int64_t ns) {
+    world_.run_for(ns);
+    check();
+  }
+  void check() {
+    for (auto& shard : shards_) shard->scheduler->check();
+    shards_[0]->scheduler->arbiter()->check();
+  }
+  size_t lanes() const {
+    size_t sum = 0;
+    for (auto& shard : shards_) sum += shard->agent->lanes.size();
+    return sum;
+  }
+  uint64_t queued() const {
+    uint64_t sum = 0;
+    for (auto& shard : shards_) sum += shard->scheduler->stats().items;
+    return sum;
+  }
+  size_t sent_for(std::string_view tenant) const {
+    size_t n = 0;
+    for (const Sent& one : sent_) n += one.tenant == tenant;
+    return n;
+  }
+  void adopt(std::string_view rules) {
+    config_.shaping_rules = rules_of(rules);
+    auto config = std::make_shared<config::Config>(config_);
+    for (auto& shard : shards_) shard->scheduler->adopt(config);
+  }
+
+  reactor::SimWorld world_{7};
+  reactor::HostId host_;
+  config::Config config_;
+  mail::SpoolIdMaker ids_{42, 0};
+  FakeSink sink_;
+  std::vector<std::unique_ptr<Shard>> shards_;
+  std::vector<Sent> sent_;
+  Action action_ = Action::delivered;
+};
+
+TEST_F(LimitsTest, AProvidersConnectionsAreSharedByAllItsDomainsAndShards) {
+  build(4, "[provider.big]\nmx = [\"*.big.example\"]\nconnections = 3\n");
+  route_all_to(".big.example", true);
+  for (int i = 0; i < 240; ++i) enqueue(static_cast<unsigned>(i) % 4, "d" + std::to_string(i % 30) + ".example");
+  for (int step = 0; step < 20'000 && queued() > 0; ++step) {
+    run(5 * kMs);
+    ASSERT_LE(lanes(), 3u);
+  }
+  EXPECT_EQ(queued(), 0u) << "each had its turn";
+  EXPECT_EQ(sent_.size(), 240u);
+}
+
+TEST_F(LimitsTest, ATenantsRateHoldsOverAllShardsAndIsUsed) {
+  build(3, "[tenant.slow]\nattempt-rate = \"10/s\"\n");
+  route_all_to("mx.example");
+  for (int i = 0; i < 300; ++i) enqueue(static_cast<unsigned>(i) % 3, "d" + std::to_string(i % 7) + ".example", "slow");
+  for (int i = 0; i < 30; ++i) enqueue(static_cast<unsigned>(i) % 3, "d" + std::to_string(i % 7) + ".example", "other");
+  run(100 * kMs);
+  EXPECT_EQ(sent_for("other"), 30u) << "in the same destinations, behind another tenant's limit";
+  std::erase_if(sent_, [](const Sent& one) { return one.tenant == "other"; });
+  for (int second = 0; second < 20; ++second) run(kSecond);
+  EXPECT_LE(most_in_a_window(sent_, kSecond), 10u);
+  EXPECT_GE(sent_.size(), 190u);
+}
+
+TEST_F(LimitsTest, AttemptsInFlightAreGivenBackWhateverBecomesOfThem) {
+  build(2, "[job.\"*\"]\nin-flight = 2\n");
+  route_all_to("mx.example");
+  for (auto& shard : shards_) shard->agent->hold_attempts = true;
+  for (int i = 0; i < 40; ++i) enqueue(static_cast<unsigned>(i) % 2, "d.example", "", "j1");
+  run(kSecond);
+  size_t out = 0;
+  for (auto& shard : shards_) {
+    for (auto& lane : shard->agent->lanes) out += lane->out.size();
+  }
+  EXPECT_EQ(out, 2u);
+  action_ = Action::defer;
+  for (auto& shard : shards_) shard->agent->finish_all();
+  run(5 * kSecond);
+  EXPECT_EQ(sent_.size(), 40u) << "each was tried once, two at a time";
+}
+
+TEST_F(LimitsTest, WhatIsAcceptedCountsAndWhatIsDeferredDoesNot) {
+  build(2, "[domain.\"d.example\"]\nmessage-rate = \"5/h\"\n");
+  route_all_to("mx.example");
+  action_ = Action::defer;
+  for (int i = 0; i < 12; ++i) enqueue(static_cast<unsigned>(i) % 2, "d.example");
+  run(10 * kSecond);
+  EXPECT_EQ(sent_.size(), 12u) << "none was accepted";
+  action_ = Action::delivered;
+  run(1800 * kSecond);
+  EXPECT_EQ(sent_.size() - 12, 5u);
+  run(7200 * kSecond);
+  EXPECT_LE(sent_.size(), 24u);
+}
+
+TEST_F(LimitsTest, LanesLearnHowManyMessagesAConnectionMayCarry) {
+  build(1, "[provider.big]\nmx = [\"mx.big.example\"]\nmessages-per-connection = 7\n[default]\nmessages-per-connection = \"none\"\n");
+  route_all_to("mx.big.example");
+  enqueue(0, "a.example");
+  run(kMs);
+  ASSERT_EQ(lanes(), 1u);
+  EXPECT_EQ(shards_[0]->agent->lanes[0]->messages_most, 7u);
+  route_all_to("mx.small.example");
+  enqueue(0, "b.example");
+  run(kMs);
+  ASSERT_EQ(lanes(), 2u);
+  EXPECT_EQ(shards_[0]->agent->lanes[1]->messages_most, 0u) << "none: any number";
+}
+
+TEST_F(LimitsTest, AReloadLiftsAndSetsLimitsForMailThatWaits) {
+  build(2, "[tenant.acme]\nattempt-rate = \"1/m\"\n");
+  route_all_to("mx.example");
+  for (int i = 0; i < 20; ++i) enqueue(static_cast<unsigned>(i) % 2, "d.example", "acme");
+  run(10 * kSecond);
+  EXPECT_EQ(sent_.size(), 1u);
+  adopt("[tenant.acme]\nattempt-rate = \"60/m\"\n");
+  run(5 * kSecond);
+  EXPECT_GE(sent_.size(), 4u);
+  EXPECT_LE(sent_.size(), 8u);
+  adopt("");
+  run(kSecond);
+  EXPECT_EQ(sent_.size(), 20u);
+}
+
+TEST_F(LimitsTest, BuiltInProvidersHoldWithoutAFile) {
+  build(2, "");
+  route_all_to("gmail-smtp-in.l.google.com");
+  for (auto& shard : shards_) shard->agent->hold_attempts = true;
+  for (int i = 0; i < 60; ++i) enqueue(static_cast<unsigned>(i) % 2, "d" + std::to_string(i) + ".example");
+  run(kSecond);
+  EXPECT_EQ(lanes(), 5u);
+  EXPECT_EQ(shards_[0]->agent->lanes[0]->messages_most, 50u);
+}
+
+TEST_F(LimitsTest, ExplainNamesTheLimitThatBindsAndWhenTheNextAttemptIsDue) {
+  build(2, "[tenant.acme]\nattempt-rate = \"1/m\"\n");
+  route_all_to("gmail-smtp-in.l.google.com");
+  for (int i = 0; i < 3; ++i) enqueue(1, "d.example", "acme", "j1");
+  run(10 * kSecond);
+  auto rows = shards_[1]->scheduler->explain("d.example", {});
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0].provider, "gmail");
+  EXPECT_EQ(rows[0].ready, 2u);
+  EXPECT_EQ(rows[0].why, "waits for a limit of the shaping file");
+  shards_[0]->scheduler->explain_limits(rows[0]);
+  EXPECT_EQ(rows[0].messages_per_connection_where, "built in");
+  ASSERT_EQ(rows[0].attempt_limits.size(), 1u);
+  EXPECT_EQ(rows[0].attempt_limits[0].where, "shaping.toml:2");
+  EXPECT_EQ(rows[0].attempt_limits[0].waiting, 1u);
+  int64_t wall_ms = shards_[1]->io->wall_ms();
+  EXPECT_GT(rows[0].next_attempt_ms, wall_ms + 45'000);
+  EXPECT_LT(rows[0].next_attempt_ms, wall_ms + 55'000);
+  ASSERT_EQ(rows[0].connection_limits.size(), 1u);
+  EXPECT_EQ(rows[0].connection_limits[0].key, "connections");
+  EXPECT_TRUE(shards_[0]->scheduler->explain("d.example", {}).empty());
+}
+
+// Whatever the seed does to times and shards, no window and no count is over.
+TEST_F(LimitsTest, RandomLoadsNeverExceedALimit) {
+  build(8,
+        "[provider.big]\nmx = [\"*.big.example\"]\nconnections = 4\nattempt-rate = \"40/s\"\nconnect-rate = \"6/s\"\n"
+        "messages-per-connection = 5\n[tenant.t1]\nattempt-rate = [\"9/s\", \"50/10s\"]\nin-flight = 2\n"
+        "[domain.\"d1.example\"]\nattempt-rate = \"3/s\"\n");
+  route_all_to(".big.example", true);
+  Prng prng(99);
+  for (int i = 0; i < 600; ++i) {
+    enqueue(static_cast<unsigned>(prng.below(8)), "d" + std::to_string(prng.below(5)) + ".example",
+            "t" + std::to_string(prng.below(3)));
+    if (prng.below(4) == 0) run(static_cast<int64_t>(prng.below(40)) * kMs);
+    ASSERT_LE(lanes(), 4u);
+  }
+  for (int step = 0; step < 10'000 && queued() > 0; ++step) {
+    run(10 * kMs);
+    ASSERT_LE(lanes(), 4u);
+  }
+  EXPECT_EQ(queued(), 0u);
+  EXPECT_LE(most_in_a_window(sent_, kSecond), 40u);
+  auto only = [&](auto keep) {
+    std::vector<Sent> part;
+    for (const Sent& one : sent_) {
+      if (keep(one)) part.push_back(one);
+    }
+    return part;
+  };
+  auto t1 = only([](const Sent& one) { return one.tenant == "t1"; });
+  EXPECT_LE(most_in_a_window(t1, kSecond), 9u);
+  EXPECT_LE(most_in_a_window(t1, 10 * kSecond), 50u);
+  EXPECT_LE(most_in_a_window(only([](const Sent& one) { return one.domain == "d1.example"; }), kSecond), 3u);
+}
+
+}  // namespace
+}  // namespace millrace::queue
