@@ -12,6 +12,19 @@ struct Problem {
   explicit operator bool() const { return !text.empty(); }
 };
 
+// Connections and TLS, one direction; docs/tls.md tells what each means.
+struct TlsStatus {
+  uint64_t handshakes = 0;  // completed
+  uint64_t resumed = 0;     // of them
+  uint64_t unverified = 0;  // of them, outbound: with a certificate that is not good for the host
+  uint64_t not_offered = 0, refused = 0;  // outbound: by receivers
+  uint64_t failed_plaintext = 0, failed_no_common = 0, failed_certificate = 0, failed_alert = 0;
+  uint64_t failed_protocol = 0, failed_ended = 0;
+  uint64_t sessions_in_the_clear = 0;  // outbound, that came to transactions
+
+  TlsStatus& operator+=(const TlsStatus& part);
+};
+
 struct RelayStatus {
   unsigned shards = 0;
   // Messages.
@@ -24,6 +37,7 @@ struct RelayStatus {
   uint64_t queued = 0;           // queue items: a message's recipients of one domain
   uint64_t ready = 0, in_flight = 0;
   uint64_t inbound_connections = 0, outbound_connections = 0;
+  TlsStatus tls_in, tls_out;
   // Cost.
   uint64_t connects = 0;         // outbound connections opened
   uint64_t attempts = 0;

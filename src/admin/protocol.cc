@@ -145,6 +145,21 @@ Result<Request> parse_request(std::string_view line) {
   return request;
 }
 
+json to_json(const TlsStatus& s) {
+  return json{{"handshakes", s.handshakes},
+              {"resumed", s.resumed},
+              {"unverified", s.unverified},
+              {"not_offered", s.not_offered},
+              {"refused", s.refused},
+              {"failed_plaintext", s.failed_plaintext},
+              {"failed_no_common", s.failed_no_common},
+              {"failed_certificate", s.failed_certificate},
+              {"failed_alert", s.failed_alert},
+              {"failed_protocol", s.failed_protocol},
+              {"failed_ended", s.failed_ended},
+              {"sessions_in_the_clear", s.sessions_in_the_clear}};
+}
+
 json to_json(const RelayStatus& s) {
   return json{{"shards", s.shards},
               {"accepted", s.accepted},
@@ -160,6 +175,8 @@ json to_json(const RelayStatus& s) {
               {"in_flight", s.in_flight},
               {"inbound_connections", s.inbound_connections},
               {"outbound_connections", s.outbound_connections},
+              {"tls_in", to_json(s.tls_in)},
+              {"tls_out", to_json(s.tls_out)},
               {"connects", s.connects},
               {"attempts", s.attempts},
               {"syncs", s.syncs},

@@ -146,6 +146,16 @@ std::string show_status(const json& result, const ViewOptions&) {
   out += fmt::format("connections  {} in, {} out\n", n("inbound_connections"),
                      n("outbound_connections"));
   out += "\nsince start\n";
+  for (const auto& [key, title] : {std::pair{"tls_in", "TLS in "}, std::pair{"tls_out", "TLS out"}}) {
+    auto tls = result.find(key);
+    if (tls == result.end() || !tls->is_object()) continue;
+    auto t = [&](const char* name) { return number_of(*tls, name); };
+    const uint64_t failed = t("failed_plaintext") + t("failed_no_common") + t("failed_certificate") +
+                            t("failed_alert") + t("failed_protocol") + t("failed_ended");
+    out += fmt::format("  {}    {} handshakes, {} resumed, {} failed", title, t("handshakes"), t("resumed"), failed);
+    if (t("sessions_in_the_clear") > 0) out += fmt::format("; {} sessions in the clear", t("sessions_in_the_clear"));
+    out += '\n';
+  }
   out += fmt::format("  accepted   {} messages ({}), {} refused\n", n("accepted"),
                      size_text(n("bytes_accepted")), n("rejected"));
   out += fmt::format("  delivered  {} recipients in {} attempts over {} connections\n",

@@ -310,11 +310,8 @@ size_t Session::advance(std::string_view piece, const reactor::BufferRef& buffer
         drop_message();
         break;
       case Event::start_tls:
-        // More input than the piece had may be waiting, from before the command or behind it.
-        if (used < piece.size() || !input_.empty()) {
-          end(true);
-          return piece.size();
-        }
+        // The protocol has seen that nothing follows in this piece; more pieces are looked at by the caller.
+        ASSERT(used == piece.size());
         starting_tls_ = true;
         return used;
       case Event::blocked:
@@ -419,6 +416,7 @@ void Session::work_off_input() {
     reactor::BufferRef buffer = input_[done].buffer;
     size_t used = advance({input_[done].data, input_[done].size}, buffer);
     if (state_ != State::talking) return;  // end() has dropped the input
+    if (starting_tls_ && done + 1 < input_.size()) return end(true);
     input_[done].data += used;
     input_[done].size -= used;
     if (input_[done].size > 0) break;
@@ -540,6 +538,7 @@ void Session::stop() {
   drain();
   if (std::exchange(stopping_, true)) return;
   state_since_ = now();
+  if (state_ == State::securing) return end(true);
   if (state_ == State::talking) fail_with(smtp::replies::kShuttingDown);
   if (state_ == State::closing) rearm();
 }

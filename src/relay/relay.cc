@@ -20,6 +20,22 @@ namespace millrace {
 
 const char* version() { return MILLRACE_VERSION; }
 
+TlsStatus& TlsStatus::operator+=(const TlsStatus& part) {
+  handshakes += part.handshakes;
+  resumed += part.resumed;
+  unverified += part.unverified;
+  not_offered += part.not_offered;
+  refused += part.refused;
+  failed_plaintext += part.failed_plaintext;
+  failed_no_common += part.failed_no_common;
+  failed_certificate += part.failed_certificate;
+  failed_alert += part.failed_alert;
+  failed_protocol += part.failed_protocol;
+  failed_ended += part.failed_ended;
+  sessions_in_the_clear += part.sessions_in_the_clear;
+  return *this;
+}
+
 RelayStatus& RelayStatus::operator+=(const RelayStatus& part) {
   accepted += part.accepted;
   rejected += part.rejected;
@@ -34,6 +50,8 @@ RelayStatus& RelayStatus::operator+=(const RelayStatus& part) {
   in_flight += part.in_flight;
   inbound_connections += part.inbound_connections;
   outbound_connections += part.outbound_connections;
+  tls_in += part.tls_in;
+  tls_out += part.tls_out;
   connects += part.connects;
   attempts += part.attempts;
   syncs += part.syncs;

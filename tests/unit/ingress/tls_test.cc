@@ -163,6 +163,26 @@ TEST_P(IngressTlsTest, ReloadedCertificateServesNewConnections) {
   EXPECT_EQ(old.talk("NOOP").substr(0, 3), "250");
 }
 
+TEST_P(IngressTlsTest, StartTlsMayEndAGroupOfCommands) {
+  rig.start();
+  Client& client = rig.introduce();
+  EXPECT_EQ(client.talk("NOOP\r\nRSET\r\nSTARTTLS", 3).substr(0, 4), "250 ");
+  EXPECT_TRUE(client.secure(engine()));
+  EXPECT_EQ(client.talk("EHLO app.example.org").substr(0, 4), "250-");
+}
+
+TEST_P(IngressTlsTest, StopDoesNotWaitForAHandshake) {
+  rig.start();
+  Client& client = rig.introduce();
+  EXPECT_EQ(client.talk("STARTTLS").substr(0, 4), "220 ");
+  Client& implicit = rig.connect("198.51.100.7", 465);
+  EXPECT_TRUE(rig.world.run_until([&] { return implicit.connected; }, rig.world.now() + kSecond));
+  rig.world.run_for(kSecond);
+  rig.listener->stop();
+  EXPECT_TRUE(client.wait_end(5 * kSecond));
+  EXPECT_TRUE(implicit.wait_end(5 * kSecond));
+}
+
 TEST_P(IngressTlsTest, ShutdownReachesTheClientThroughTls) {
   rig.start();
   Client& client = secured_by_starttls();
