@@ -52,22 +52,21 @@ struct BuiltIn {
   std::vector<std::string_view> mx;  // "*.suffix" or a host
   std::vector<std::string_view> domains;
   uint64_t connections = 0, messages_per_connection = 0, recipients_per_transaction = 0;
-  bool tls_required = false;
 };
 
 // From what the receivers publish, or else from what senders report (docs/shaping.md says which).
 const std::vector<BuiltIn>& built_in_table() {
   static const std::vector<BuiltIn> table = {
-      {"gmail", {"*.google.com", "*.googlemail.com"}, {}, 5, 50, 0, true},
-      {"yahoo", {"*.yahoodns.net"}, {}, 0, 20, 0, true},
-      {"yahoo-japan", {"*.yahoo.co.jp"}, {"yahoo.co.jp"}, 0, 0, 0, false},
-      {"microsoft", {"*.olc.protection.outlook.com"}, {}, 5, 50, 0, true},
-      {"microsoft-365", {"*.mail.protection.outlook.com", "*.mx.microsoft"}, {}, 5, 50, 0, true},
-      {"comcast", {"*.comcast.net"}, {}, 25, 1000, 100, false},
-      {"apple", {"*.mail.icloud.com"}, {}, 10, 5, 0, true},
-      {"orange", {"*.orange.fr"}, {}, 2, 100, 100, false},
-      {"gmx", {"*.gmx.net", "*.gmx.de", "*.web.de"}, {}, 0, 0, 0, false},
-      {"mimecast", {"*.mimecast.com"}, {}, 10, 100, 0, false},
+      {"gmail", {"*.google.com", "*.googlemail.com"}, {}, 5, 50, 0},
+      {"yahoo", {"*.yahoodns.net"}, {}, 0, 20, 0},
+      {"yahoo-japan", {"*.yahoo.co.jp"}, {"yahoo.co.jp"}, 0, 0, 0},
+      {"microsoft", {"*.olc.protection.outlook.com"}, {}, 5, 50, 0},
+      {"microsoft-365", {"*.mail.protection.outlook.com", "*.mx.microsoft"}, {}, 5, 50, 0},
+      {"comcast", {"*.comcast.net"}, {}, 25, 1000, 100},
+      {"apple", {"*.mail.icloud.com"}, {}, 10, 5, 0},
+      {"orange", {"*.orange.fr"}, {}, 2, 100, 100},
+      {"gmx", {"*.gmx.net", "*.gmx.de", "*.web.de"}, {}, 0, 0, 0},
+      {"mimecast", {"*.mimecast.com"}, {}, 10, 100, 0},
   };
   return table;
 }
@@ -365,14 +364,7 @@ class ShapingReader {
         provider->domains.push_back(std::move(domain));
       });
     }
-    if (const toml::node* tls = table.get("tls-required")) {
-      if (auto truth = tls->value_exact<bool>()) {
-        provider->tls_required = *truth;
-      } else {
-        error(line_of(*tls), "tls-required: expects true or false");
-      }
-    }
-    read_section(table, title, provider->section, kPairKeys, {"mx", "domains", "tls-required", "source", "total"});
+    read_section(table, title, provider->section, kPairKeys, {"mx", "domains", "source", "total"});
     if (const toml::node* total = table.get("total")) {
       if (const toml::table* section = total->as_table()) {
         read_section(*section, title + ".total", provider->total, kTotalKeys, {});
@@ -466,7 +458,6 @@ void Shaping::add_built_in() {
       }
     }
     for (std::string_view domain : row.domains) provider->domains.emplace_back(domain);
-    provider->tls_required = row.tls_required;
     auto set = [&](Key key, uint64_t number) {
       if (number > 0) provider->built_in[key] = {true, number, {}, "built in"};
     };

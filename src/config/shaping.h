@@ -82,7 +82,6 @@ struct Provider {
   std::vector<std::string> domains;   // recipient domains, whatever their MX hosts are
   ShapingSection built_in, section, total;
   std::map<unsigned, ShapingSection> by_source;
-  bool tls_required = false;          // never plaintext, whatever STARTTLS answers
 };
 
 class Shaping {
