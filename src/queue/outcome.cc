@@ -398,7 +398,12 @@ void Scheduler::recorded(Outcome& outcome) {
   if (ends) {
     destroy(item);
     release_waiters(1);
-  } else if (!apply_pending_end(item)) {
+  } else if (item.ending && !stopping_) {
+    enter(item, State::ready, true);  // out of `recording`, which an end waits for
+    residents_again(item);
+    apply_pending_end(item);
+    work_arrived(destination);
+  } else {
     if (due <= now()) {
       enter(item, State::ready, true);
       residents_again(item);
