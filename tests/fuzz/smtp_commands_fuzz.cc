@@ -59,6 +59,9 @@ std::string run(std::string_view input, size_t step) {
         case ServerProtocol::Event::blocked:
           ASSERT(false);
           break;  // all are answered at once
+        case ServerProtocol::Event::start_tls:
+          ASSERT(false);
+          break;  // it is not offered
         case ServerProtocol::Event::none:
           break;
       }

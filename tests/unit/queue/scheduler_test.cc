@@ -564,6 +564,23 @@ TEST_F(SchedulerTest, DeleteEndsEachRecipientWithAnEventAndNoReport) {
   EXPECT_TRUE(done);
 }
 
+TEST_F(SchedulerTest, DeleteReachesMailWhoseOutcomeIsOnItsWayToTheDisk) {
+  start();
+  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
+  spool_->stalled = true;
+  enqueue({"a@example.com"});
+  run();
+  bool done = false;
+  scheduler_->end_matching(Command::remove, {}, [&] { done = true; });
+  run();
+  EXPECT_EQ(scheduler_->stats().items, 1u);
+  spool_->go_on();
+  run(2);
+  EXPECT_EQ(sink_.count(events::Type::removed), 1u);
+  EXPECT_EQ(scheduler_->stats().items, 0u);
+  EXPECT_TRUE(done);
+}
+
 TEST_F(SchedulerTest, RetryEndsAWait) {
   start();
   all_results(Action::defer, 451, "4.0.0", events::Scope::message);
