@@ -197,7 +197,8 @@ def few_descriptors_are_shared(ledger):
     crowd = Crowd(relay.port, 2000, 0)
     try:
         eventually(lambda: crowd.greeted + crowd.refused + crowd.lost >= 2000, 60, 'the crowd is answered')
-        equal(crowd.greeted, 1350, 'of the crowd let in')
+        # The connection that waited for the greeting may still count.
+        check(crowd.greeted in (1349, 1350), f'{crowd.greeted} of the crowd are let in')
         check('Too many open files' not in log_of(relay.name), log_of(relay.name))
     finally:
         crowd.leave()
