@@ -23,7 +23,7 @@ def test():
     relay = Relay('--smarthost', '127.0.0.1:2600', '--retry', '1s', '--retry-uncertain', '1s', '--hold', '1s',
                   '--destination-connections', CONNECTIONS, '--segment-size', '4M', '--max-message-size', '1M', '--spool-reserve', '8M').start()
     loader = start_load('--messages', KILLS * 50, '--rate', RATE, '--connections', 10, '--ledger', ledger,
-                        '--retry-refused', '--give-up', '60s', '--size', 'uniform:100-30000')
+                        '--retry-refused', '--give-up', '250s', '--size', 'uniform:100-30000')
     begun = time.monotonic()
     down = 0
     for _ in range(KILLS):
