@@ -203,12 +203,23 @@ void Session::parse(std::string_view bytes, int64_t now) {
         return;
       }
     }
-    on_reply(reply, now);
-    if (state_ == SessionState::securing) {
-      if (!bytes.empty()) return fail_protocol("more than the reply to STARTTLS came in the clear", now);
-      return owner_.start_tls();
+    if (sending_ && state_ != SessionState::open && reply.code != 421) {
+      // Before the transactions each command waits for the reply to the one before, and a reply that came
+      // early may not start the next one while the last is still being sent.
+      holding_reply_ = true;
+      held_reply_ = std::move(reply);
+      held_bytes_.assign(bytes);
+      return;
     }
+    on_reply(reply, now);
+    if (state_ == SessionState::securing) return begin_securing(bytes, now);
   }
+}
+
+// STARTTLS is answered with 220; `rest` came behind it.
+void Session::begin_securing(std::string_view rest, int64_t now) {
+  if (!rest.empty()) return fail_protocol("more than the reply to STARTTLS came in the clear", now);
+  owner_.start_tls();
 }
 
 uint64_t Session::left() const { return sending_ ? written_ - owner_.unsent() : written_; }
@@ -226,7 +237,11 @@ void Session::on_sent(int64_t now) {
     const std::string bytes = std::move(held_bytes_);
     held_bytes_.clear();
     on_reply(reply, now);
-    parse(bytes, now);
+    if (state_ == SessionState::securing) {
+      begin_securing(bytes, now);
+    } else {
+      parse(bytes, now);
+    }
     busy_ = false;
   }
   pump(now);

@@ -135,7 +135,9 @@ class Session {
   // At the end of a turn in which late_reply() is set: a positive reply came before the end of the
   // data had left, and it has not left yet, so it was not about the data.
   void on_turn_end(int64_t now);
-  bool late_reply() const { return holding_reply_ && held_reply_.reply_class() == 2; }
+  bool late_reply() const {
+    return holding_reply_ && state_ == SessionState::open && held_reply_.reply_class() == 2;
+  }
   // There may be work.
   void wake(int64_t now);
   // Start nothing new, finish what is out, then end.
@@ -248,6 +250,7 @@ class Session {
   void open(int64_t now);
   void on_unexpected(const smtp::PeerReply& reply, int64_t now);
   void parse(std::string_view bytes, int64_t now);
+  void begin_securing(std::string_view rest, int64_t now);
   uint64_t left() const;  // octets that have left so far
 
   void set_result(queue::RecipientResult& result, const smtp::PeerReply& reply, events::Stage stage,

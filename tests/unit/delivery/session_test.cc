@@ -55,7 +55,7 @@ class SessionTest : public ::testing::Test, public SessionOwner {
     finished_.push_back(&attempt);
   }
   void ready() override { ready_ = true; }
-  void start_tls() override { FAIL() << "no test here asks for TLS"; }
+  void start_tls() override { log_ += "(TLS)"; }
   void send(std::span<const iovec> parts) override {
     EXPECT_EQ(unsent_, 0u);
     ++sends_;
@@ -479,6 +479,49 @@ TEST_F(SessionTest, HeloFollowsAnEhloThatIsNotKnown) {
   peer("220 hello\r\n");
   EXPECT_EQ(peer("502 5.5.1 what?\r\n"), "HELO relay.example\r\n");
   EXPECT_EQ(peer("250 hello\r\n"), "MAIL FROM:<sender@client.example>\r\n");
+}
+
+// A receiver that answers EHLO in the segment of its greeting, before EHLO can have left.
+TEST_F(SessionTest, EarlyRefusalOfEhloWaitsUntilEhloHasLeft) {
+  add("one\r\n");
+  start();
+  send_at_once_ = false;
+  EXPECT_EQ(peer("220 hello\r\n500 what?\r\n"), "EHLO relay.example\r\n");
+  EXPECT_EQ(peer("250 hello\r\n"), "");
+  send_at_once_ = true;
+  let_go();
+  EXPECT_EQ(std::exchange(sent_, {}), "HELO relay.example\r\nMAIL FROM:<sender@client.example>\r\n");
+}
+
+TEST_F(SessionTest, EarlyOfferOfStartTlsWaitsUntilEhloHasLeft) {
+  add("one\r\n");
+  SessionOptions options = default_options();
+  options.tls = SessionOptions::Tls::offered;
+  start(options);
+  send_at_once_ = false;
+  EXPECT_EQ(peer("220 hello\r\n250-hello\r\n250 STARTTLS\r\n"), "EHLO relay.example\r\n");
+  let_go();
+  EXPECT_EQ(std::exchange(sent_, {}), "STARTTLS\r\n");
+  EXPECT_EQ(peer("220 go\r\n"), "");
+  EXPECT_EQ(taken_log(), "");
+  let_go();
+  EXPECT_EQ(taken_log(), "(TLS)");
+  EXPECT_EQ(session_->state(), SessionState::securing);
+}
+
+TEST_F(SessionTest, NothingMayFollowAnEarlyReplyToStartTls) {
+  add("one\r\n");
+  SessionOptions options = default_options();
+  options.tls = SessionOptions::Tls::offered;
+  start(options);
+  peer("220 hello\r\n");
+  send_at_once_ = false;
+  EXPECT_EQ(peer("250-hello\r\n250 STARTTLS\r\n"), "STARTTLS\r\n");
+  EXPECT_EQ(peer("220 go\r\n250 injected\r\n"), "");
+  let_go();
+  EXPECT_EQ(taken_log(), "");
+  EXPECT_EQ(session_->ending(), Ending::protocol);
+  EXPECT_EQ(session_->stage(), events::Stage::starttls);
 }
 
 TEST_F(SessionTest, RefusedGreetingEndsWithoutTakingMail) {
