@@ -43,7 +43,8 @@ class Tally:
         self.skips = []
 
     def fail(self, name, output=''):
-        self.failures.append(name)
+        last = (output.strip().splitlines() or [''])[-1].removeprefix('FAILED: ')
+        self.failures.append(f'{name} ({last})' if last else name)
         if output:
             print('\n'.join(output.strip().splitlines()[-60:]))
         print(f'FAILED  {name}', flush=True)
@@ -261,10 +262,11 @@ def stage_fuzz(tally, options):
 def stage_system(tally, options):
     if not build(tally, 'build', RELEASE):
         return
+    os.sync()  # what builds have written must not be in the way of relays that wait for their disk
     for script in sorted((ROOT / 'tests/system').glob('[a-z]*.py')):
         if re.search(r"^if __name__ == '__main__':", script.read_text(), re.MULTILINE):
             run_program(tally, 'system', script.stem, [sys.executable, str(script)],
-                        3600 if options.long else 300,
+                        3600 if options.long else 900,
                         {'MILLRACE_TEST_LONG': '1'} if options.long else None)
 
 

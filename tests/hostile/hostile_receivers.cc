@@ -612,8 +612,8 @@ class Receiver final : public net::ListenerOwner {
 
 class Trial {
  public:
-  Trial(Stage& stage, const Cell& cell, bool verbose)
-      : stage_(stage), cell_(cell), verbose_(verbose), hostile_(stage, kHostile, cell, false), honest_(stage, kHonest, cell, true) {}
+  Trial(Stage& stage, const Cell& cell, unsigned pace, bool verbose)
+      : stage_(stage), cell_(cell), pace_(pace), verbose_(verbose), hostile_(stage, kHostile, cell, false), honest_(stage, kHonest, cell, true) {}
 
   void run() {
     for (unsigned host : {kHostile, kHonest}) {
@@ -630,7 +630,7 @@ class Trial {
                                "--data-block-timeout", "--data-done-timeout", "--connect-timeout", "--hold", "--retry",
                                "--retry-uncertain", "--idle-timeout"}) {
         flags.emplace_back(flag);
-        flags.emplace_back("1s");
+        flags.push_back(fmt::format("{}s", pace_));
       }
     }
     Status status = stage_.start_relay(flags);
@@ -664,7 +664,7 @@ class Trial {
   static constexpr int64_t kDrain = 3 * 3600 * kSecond;
 
   bool wait(const std::function<bool()>& done, int64_t for_ns) {
-    if (!stage_.simulated()) for_ns = std::min(for_ns, 30 * kSecond);
+    if (!stage_.simulated()) for_ns = std::min(for_ns, pace_ * 30 * kSecond);
     return stage_.run_until(
         [&] {
           watch();
@@ -769,7 +769,7 @@ class Trial {
   }
 
   void judge_time() {
-    int64_t most = most_seconds(cell_, stage_.simulated());
+    int64_t most = pace_ * most_seconds(cell_, stage_.simulated());
     if (most == 0 || !hostile_.has_misbehaved()) return;
     int64_t deadline = hostile_.misbehaved_at_ns + most * kSecond + most * kSecond / 20 + 15 * kSecond;
     if (!wait([&] { return connection_ended_; }, std::max<int64_t>(deadline - stage_.io().now(), 1))) {
@@ -790,6 +790,7 @@ class Trial {
 
   Stage& stage_;
   const Cell cell_;
+  const int64_t pace_;
   const bool verbose_;
   Receiver hostile_, honest_;
   std::list<std::unique_ptr<Peer>> clients_;
@@ -825,16 +826,16 @@ int run(const Options& options) {
   }
   auto began = std::chrono::steady_clock::now();
   auto results = transcripts::run_cases(
-      cells.size(), {.jobs = options.jobs, .verbose = options.verbose},
-      [&](size_t number, const std::filesystem::path& folder, unsigned slot) {
+      cells.size(), {.jobs = options.jobs, .slower = options.relay.empty() ? 0u : 4u, .verbose = options.verbose},
+      [&](const transcripts::Case& one) {
         log::set_level(options.relay.empty() ? log::Level::debug : log::Level::warning);
         // Never destroyed: a trial that has failed stops wherever it is.
         Stage* stage = options.relay.empty() ? transcripts::make_sim_stage(1).release()
-                                             : transcripts::make_real_stage(options.relay, folder.string(), slot).release();
-        auto* trial = new Trial(*stage, cells[number], options.verbose);
+                                             : transcripts::make_real_stage(options.relay, one.folder.string(), one.slot).release();
+        auto* trial = new Trial(*stage, cells[one.number], one.pace, options.verbose);
         try {
           trial->run();
-          std::string fault = transcripts::fault_of_log(transcripts::text_of(folder / "log"));
+          std::string fault = transcripts::fault_of_log(transcripts::text_of(one.folder / "log"));
           if (!fault.empty()) throw Objection{fault};
           return 0;
         } catch (const Objection& objection) {

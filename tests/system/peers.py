@@ -87,7 +87,7 @@ scache unix - - n - 1 scache
 postlog unix-dgram n - n - 1 postlogd
 ''')
         self.process = spawn(['/usr/sbin/postfix', '-c', home / 'config', 'start-fg'], name)
-        wait_for_greeting(port, 30, lambda: self.process.poll() is None, address)
+        wait_for_greeting(port, 120, lambda: self.process.poll() is None, address)
 
     def stored(self):
         return maildir(self.home / 'mail/box')
@@ -158,7 +158,7 @@ begin retry
 * * F,1m,1s
 ''')
         self.process = spawn([EXIM, '-bdf', '-q1s', '-C', home / 'exim.conf'], name)
-        wait_for_greeting(port, 30, lambda: self.process.poll() is None, address)
+        wait_for_greeting(port, 120, lambda: self.process.poll() is None, address)
 
     def stored(self):
         return maildir(self.home / 'mail/box')
@@ -179,7 +179,7 @@ match from any for any action out
 ''')
         os.chmod(home / 'smtpd.conf', 0o600)
         self.process = spawn([SMTPD, '-d', '-f', home / 'smtpd.conf'], name)
-        wait_for_greeting(25, 30, lambda: self.process.poll() is None, address)
+        wait_for_greeting(25, 120, lambda: self.process.poll() is None, address)
 
 
 class Aiosmtpd:
@@ -190,7 +190,7 @@ class Aiosmtpd:
         self.box = home / 'box'
         self.process = spawn(['/usr/bin/python3', '-m', 'aiosmtpd', '-n', '-c', 'aiosmtpd.handlers.Mailbox', self.box,
                               '-l', f'{address}:25'], name)
-        wait_for_greeting(25, 30, lambda: self.process.poll() is None, address)
+        wait_for_greeting(25, 120, lambda: self.process.poll() is None, address)
 
     def stored(self):
         # It adds three headers below those of the message.
@@ -205,7 +205,7 @@ class SmtpSink:
         shutil.chown(self.home, 'nobody')
         self.process = spawn(['/usr/sbin/smtp-sink', '-u', 'nobody', '-d', f'{self.home}/%M.', f'{address}:25', '100'],
                              name)
-        wait_for_greeting(25, 30, lambda: self.process.poll() is None, address)
+        wait_for_greeting(25, 120, lambda: self.process.poll() is None, address)
 
     def stored(self):
         return [f.read_bytes().replace(b'\n', b'\r\n') for f in self.home.iterdir()]

@@ -95,13 +95,13 @@ def clients_in_front(relay, postfix):
             command = client(path, 'box@postfix.test')
             if command:
                 done = subprocess.run([str(word) for word in command], text=True, stdout=subprocess.PIPE,
-                                      stderr=subprocess.STDOUT, timeout=60)
+                                      stderr=subprocess.STDOUT, timeout=240)
                 equal(done.returncode, 0, f'{name}, {content}: {done.stdout}')
             sent.append(raw)
     # These come with contents of their own.
     source = subprocess.run(['/usr/sbin/smtp-source', '-s', '5', '-m', '200', '-l', '5000', '-f', 'source@sender.test',
                              '-t', 'box@postfix.test', '127.0.0.1:25'], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, timeout=60)
+                            stderr=subprocess.STDOUT, timeout=240)
     equal(source.returncode, 0, f'smtp-source: {source.stdout}')
     eventually(lambda: len(postfix.stored()) >= before + len(sent) + 200, 60, 'what clients sent is at Postfix')
     stored = [m for m in postfix.stored() if b'Message-ID: <' in m]
@@ -143,7 +143,7 @@ new SMTPServer({{disabledCommands: ["AUTH", "STARTTLS"], onData(stream, session,
 }}}}).listen(25, "{address}");
 ''')
         process = spawn([find('node') or find('nodejs'), home / 'server.js'], 'smtp-server', cwd=home)
-        wait_for_greeting(25, 30, lambda: process.poll() is None, address)
+        wait_for_greeting(25, 120, lambda: process.poll() is None, address)
 
     def stored(self):
         return [f.read_bytes() for f in self.box.iterdir()]

@@ -114,10 +114,8 @@ int run(const Options& options) {
 
   auto began = std::chrono::steady_clock::now();
   std::vector<CaseResult> results = run_cases(
-      scenarios.size(), {.jobs = options.jobs, .verbose = options.verbose},
-      [&](size_t number, const std::filesystem::path& folder, unsigned slot) {
-        return play(scenarios[number], options, folder, slot);
-      });
+      scenarios.size(), {.jobs = options.jobs, .slower = options.relay.empty() ? 0u : 1u, .verbose = options.verbose},
+      [&](const Case& one) { return play(scenarios[one.number], options, one.folder, one.slot); });
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   size_t failed = 0;
   std::vector<std::pair<double, size_t>> slowest;
