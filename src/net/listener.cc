@@ -43,6 +43,7 @@ void Listener::on_accept(Completion& completion) {
     if (!completion.more) finish_close();
     return;
   }
+  if (result >= 0) ends_in_a_row_ = 0;
   if (completion.more) {
     if (result >= 0) owner_.on_accepted(result);
     return;
@@ -54,13 +55,15 @@ void Listener::on_accept(Completion& completion) {
   }
   switch (-result) {
     case ECANCELED:  // by pause(); resume() may have been called meanwhile
+      return start_accept();
     case EAGAIN:
     case EINTR:
     case ECONNABORTED:  // that connection is gone, others wait
-      start_accept();
-      return;
+      if (++ends_in_a_row_ < kEndsInARow) return start_accept();
+      [[fallthrough]];
     default:
       // EMFILE, ENFILE, ENOBUFS, ENOMEM, and what else the network says of a connection (accept(2)).
+      ends_in_a_row_ = 0;
       io_.timers().arm(rest_, io_.now() + kRestNs);
       owner_.on_accept_error(-result);
   }

@@ -3,7 +3,8 @@
 //
 // No ListenerOwner function is called from inside a Listener function. When the process is out of
 // descriptors or memory, accepting rests for kRestNs and goes on by itself: re-arming at once would
-// spin, because the connection that failed is still the first in the backlog.
+// spin, because the connection that failed is still the first in the backlog. So it does when accepting ends
+// kEndsInARow times in a row without a connection for a reason that is nobody's fault.
 #pragma once
 
 #include "reactor/io.h"
@@ -46,6 +47,7 @@ class Listener {
   bool is_open() const { return handle_ != reactor::kNoHandle; }
 
   static constexpr int64_t kRestNs = 100'000'000;
+  static constexpr int kEndsInARow = 64;
 
  private:
   void start_accept();
@@ -55,6 +57,7 @@ class Listener {
   reactor::Io& io_;
   ListenerOwner& owner_;
   reactor::Op accept_;
+  int ends_in_a_row_ = 0;
   reactor::Timer rest_;
   reactor::Deferred close_now_;
   reactor::Address address_;

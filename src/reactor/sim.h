@@ -73,6 +73,26 @@ struct SimOptions {
   int64_t wall_start_ms = 1'767'225'600'000;  // 2026-01-01
 };
 
+// What an Io is asked for, to let one of them fail.
+enum class Call : uint8_t {
+  listen, open_socket, accept, connect, receive, send, allocate_buffer,
+  open_file, file_size, allocate, read, write, sync, list_directory, make_directory, rename_file, remove_file,
+  sync_directory, lock_file, free_space,
+};
+inline constexpr int kCalls = 20;
+const char* to_string(Call call);
+
+// The nth call of its kind by the host, counted from 1 since the fault was set, fails with `error`; with
+// `from_then_on` every later one, too. A file operation fails without having done anything, a socket's before it
+// has moved a byte. A failing allocate_buffer gives nothing: the pool is full.
+struct SingleFault {
+  HostId host = 0;
+  Call call = Call::write;
+  uint64_t nth = 1;
+  int error = 0;
+  bool from_then_on = false;
+};
+
 enum class Crash : uint8_t {
   process,  // killed: peers see resets, the disk loses nothing
   power,    // peers see silence, the disk keeps what was durable and some of the rest
@@ -109,6 +129,10 @@ class SimWorld {
   uint64_t fingerprint() const;
 
   Faults& faults();
+  // Nothing: no fault any more.
+  void set_single_fault(const std::optional<SingleFault>& fault);
+  // How often the single fault has struck since it was set.
+  uint64_t single_faults() const;
   // UTC as every host sees it, from now on.
   void step_wall(int64_t ms);
   // Between two hosts: while it is down nothing arrives, connects time out, and what is under way
@@ -124,6 +148,8 @@ class SimWorld {
   size_t open_handles(HostId host) const;
   // The peer of each connection that the host's process has begun and not closed, to check limits with.
   void each_outbound(HostId host, const std::function<void(const Address& peer)>& call) const;
+  // Called when a process of the host begins a connection, to check rates with.
+  void on_connect(std::function<void(HostId host, const Address& peer)> call);
 
  private:
   bool step(int64_t deadline_ns);

@@ -57,7 +57,7 @@ SimBufferPool::Block* SimBufferPool::take(uint32_t size, bool for_receives) {
 }
 
 BufferRef SimBufferPool::allocate(uint32_t size) {
-  if (size == 0 || size > UINT32_MAX - kAlignment) return {};
+  if (size == 0 || size > UINT32_MAX - kAlignment || !listener_.may_allocate(*this)) return {};
   Block* block = take((size + kAlignment - 1) / kAlignment * kAlignment, false);
   return block ? BufferRef(&block->buffer) : BufferRef();
 }

@@ -19,6 +19,8 @@ class SimBufferPool final : public BufferPool {
   // Told whenever a receive may find room again.
   struct Listener {
     virtual void on_buffers_free(SimBufferPool& pool) = 0;
+    // False: this allocate() finds nothing.
+    virtual bool may_allocate(SimBufferPool& pool) = 0;
 
    protected:
     ~Listener() = default;

@@ -253,6 +253,33 @@ void SimWorld::each_outbound(HostId host, const std::function<void(const Address
   core_->net->each_outbound(host, call);
 }
 
+int SimCore::fails(HostId host, Call call) {
+  if (!single_fault || single_fault->call != call || single_fault->host != host) return 0;
+  ++single_calls;
+  if (single_calls != single_fault->nth && !(single_fault->from_then_on && single_calls > single_fault->nth)) return 0;
+  ++single_faults;
+  return single_fault->error;
+}
+
+const char* to_string(Call call) {
+  static constexpr const char* kNames[] = {
+      "listen", "open_socket", "accept", "connect", "receive", "send", "allocate_buffer", "open_file", "file_size",
+      "allocate", "read", "write", "sync", "list_directory", "make_directory", "rename_file", "remove_file",
+      "sync_directory", "lock_file", "free_space"};
+  static_assert(std::size(kNames) == kCalls);
+  return kNames[static_cast<size_t>(call)];
+}
+
+void SimWorld::set_single_fault(const std::optional<SingleFault>& fault) {
+  core_->single_fault = fault;
+  core_->single_calls = core_->single_faults = 0;
+}
+uint64_t SimWorld::single_faults() const { return core_->single_faults; }
+
+void SimWorld::on_connect(std::function<void(HostId, const Address&)> call) {
+  core_->on_connect = std::move(call);
+}
+
 void SimWorld::crash(HostId host, Crash kind) {
   SimHost& crashed = core_->hosts[host];
   std::vector<SimIo*> ios = std::move(crashed.ios);

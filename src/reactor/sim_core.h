@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <unordered_map>
@@ -108,6 +109,11 @@ class SimCore {
   std::vector<SimHost> hosts;
   std::vector<SimIo*> ios;  // all that exist, of crashed processes too
   std::unique_ptr<SimNet> net;
+  std::function<void(HostId, const Address&)> on_connect;
+  std::optional<SingleFault> single_fault;
+  uint64_t single_calls = 0, single_faults = 0;
+  // The error with which this call of the host is to fail, or 0.
+  int fails(HostId host, Call call);
 
  private:
   // Indices stay; a deque-like slab, because completions start operations while one is looked at.

@@ -34,6 +34,10 @@ Failure<Error> failure(std::string_view what, const std::string& path, int numbe
   return fail(Error{std::string(what) + " " + path + ": " + strerror(number), number});
 }
 
+bool all_zero(const char* data, size_t size) {
+  return size == 0 || (data[0] == 0 && std::memcmp(data, data + 1, size - 1) == 0);
+}
+
 }  // namespace
 
 SparseBytes::Page& SparseBytes::own_page(size_t index) {
@@ -52,7 +56,10 @@ void SparseBytes::write(uint64_t offset, std::string_view bytes) {
   while (!bytes.empty()) {
     size_t at = offset % kPage;
     size_t n = std::min(bytes.size(), kPage - at);
-    std::memcpy(own_page(offset / kPage).data() + at, bytes.data(), n);
+    size_t index = offset / kPage;
+    // Zeros over a hole leave it one: segments are filled with zeros ahead of their use.
+    bool hole = index >= pages_.size() || !pages_[index];
+    if (!hole || !all_zero(bytes.data(), n)) std::memcpy(own_page(index).data() + at, bytes.data(), n);
     offset += n;
     bytes.remove_prefix(n);
   }

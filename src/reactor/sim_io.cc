@@ -28,6 +28,8 @@ std::string gathered(std::span<const iovec> parts, uint64_t most) {
   return bytes;
 }
 
+Failure<Error> failed(std::string what, int error) { return fail(what + ": " + strerror(error), error); }
+
 }  // namespace
 
 SimIo::SimIo(SimCore& core, HostId host, uint64_t seed) : core_(core), host_(host), chance_(seed) {
@@ -195,6 +197,8 @@ void SimIo::park(OpRecord& record) {
   parked_[static_cast<size_t>(record.group)].push_back(core_.ref_of(record));
 }
 
+bool SimIo::may_allocate(SimBufferPool&) { return core_.fails(host_, Call::allocate_buffer) == 0; }
+
 void SimIo::on_buffers_free(SimBufferPool& pool) {
   for (size_t group = 0; group < pools_.size(); ++group) {
     if (pools_[group].get() == &pool) unpark_[group] = true;
@@ -273,15 +277,24 @@ OpRecord& SimIo::begin(Op& op, OpRecord::Kind kind, Handle handle, const HandleE
   return record;
 }
 
+// Ends the operation at once, if it is the one that is to fail.
+bool SimIo::fails(OpRecord& record, Call call) {
+  int error = core_.fails(host_, call);
+  if (error != 0) core_.finish(record, -error);
+  return error != 0;
+}
+
 // ---- sockets
 
 Result<Handle> SimIo::listen(const ListenOptions& options) {
   if (dead_) return fail("listen: the host has crashed", EIO);
+  if (int error = core_.fails(host_, Call::listen)) return failed("listen", error);
   return core_.net->listen(*this, options);
 }
 
 Result<Handle> SimIo::open_socket(const Address& peer, const Address& source) {
   if (dead_) return fail("socket: the host has crashed", EIO);
+  if (int error = core_.fails(host_, Call::open_socket)) return failed("socket", error);
   return core_.net->open_socket(*this, peer, source);
 }
 
@@ -304,13 +317,15 @@ Result<Address> SimIo::peer_address(Handle handle) {
 void SimIo::accept(Op& op, Handle listener) {
   if (dead_) return;
   HandleEntry& from = entry(listener, HandleEntry::Kind::listener);
-  core_.net->start_accept(begin(op, OpRecord::Kind::accept, listener, from));
+  OpRecord& record = begin(op, OpRecord::Kind::accept, listener, from);
+  if (!fails(record, Call::accept)) core_.net->start_accept(record);
 }
 
 void SimIo::connect(Op& op, Handle socket, const Address& peer) {
   if (dead_) return;
   HandleEntry& from = entry(socket, HandleEntry::Kind::socket);
-  core_.net->start_connect(begin(op, OpRecord::Kind::connect, socket, from), peer);
+  OpRecord& record = begin(op, OpRecord::Kind::connect, socket, from);
+  if (!fails(record, Call::connect)) core_.net->start_connect(record, peer);
 }
 
 void SimIo::receive(Op& op, Handle socket, BufferGroup group) {
@@ -318,7 +333,7 @@ void SimIo::receive(Op& op, Handle socket, BufferGroup group) {
   HandleEntry& from = entry(socket, HandleEntry::Kind::socket);
   OpRecord& record = begin(op, OpRecord::Kind::receive, socket, from);
   record.group = group;
-  core_.net->start_receive(record);
+  if (!fails(record, Call::receive)) core_.net->start_receive(record);
 }
 
 void SimIo::send(Op& op, Handle socket, std::span<const iovec> parts) {
@@ -326,7 +341,7 @@ void SimIo::send(Op& op, Handle socket, std::span<const iovec> parts) {
   HandleEntry& to = entry(socket, HandleEntry::Kind::socket);
   OpRecord& record = begin(op, OpRecord::Kind::send, socket, to);
   record.parts = parts;
-  core_.net->start_send(record);
+  if (!fails(record, Call::send)) core_.net->start_send(record);
 }
 
 void SimIo::shutdown_send(Handle socket) {
@@ -383,6 +398,7 @@ void SimIo::poll(Op&, int, short) { UNREACHABLE(); }
 
 Result<Handle> SimIo::open_file(const std::string& path, const FileOptions& options) {
   if (dead_) return fail("open " + path + ": the host has crashed", EIO);
+  if (int error = core_.fails(host_, Call::open_file)) return failed("open " + path, error);
   if (open_handles_ >= core_.options.faults.handles_max) {
     return fail("open " + path + ": too many open files", EMFILE);
   }
@@ -403,11 +419,13 @@ Alignment SimIo::alignment(Handle file) {
 
 Result<uint64_t> SimIo::file_size(Handle file) {
   if (dead_) return fail("stat: the host has crashed", EIO);
+  if (int error = core_.fails(host_, Call::file_size)) return failed("stat", error);
   return disk().size(entry(file, HandleEntry::Kind::file).file);
 }
 
 Status SimIo::allocate(Handle file, uint64_t size) {
   if (dead_) return fail("allocate: the host has crashed", EIO);
+  if (int error = core_.fails(host_, Call::allocate)) return failed("allocate", error);
   HandleEntry& grown = entry(file, HandleEntry::Kind::file);
   ASSERT(grown.writable);
   return disk().resize(grown.file, size);
@@ -435,7 +453,7 @@ void SimIo::write(Op& op, Handle file, std::span<const iovec> parts, uint64_t of
   record.parts = parts;
   record.offset = offset;
   record.durable = durable;
-  start_file_op(record);
+  if (!fails(record, Call::write)) start_file_op(record);
 }
 
 void SimIo::read(Op& op, Handle file, std::span<const iovec> parts, uint64_t offset) {
@@ -444,12 +462,13 @@ void SimIo::read(Op& op, Handle file, std::span<const iovec> parts, uint64_t off
   OpRecord& record = begin(op, OpRecord::Kind::read, file, from);
   record.parts = parts;
   record.offset = offset;
-  start_file_op(record);
+  if (!fails(record, Call::read)) start_file_op(record);
 }
 
 void SimIo::sync(Op& op, Handle file) {
   if (dead_) return;
-  start_file_op(begin(op, OpRecord::Kind::sync, file, entry(file, HandleEntry::Kind::file)));
+  OpRecord& record = begin(op, OpRecord::Kind::sync, file, entry(file, HandleEntry::Kind::file));
+  if (!fails(record, Call::sync)) start_file_op(record);
 }
 
 void SimIo::perform(OpRecord& record) {
@@ -518,26 +537,31 @@ void SimIo::catch_write(OpRecord& record, Crash kind) {
 
 Result<std::vector<std::string>> SimIo::list_directory(const std::string& path) {
   if (dead_) return fail("list " + path + ": the host has crashed", EIO);
+  if (int error = core_.fails(host_, Call::list_directory)) return failed("list " + path, error);
   return disk().list(path);
 }
 
 Status SimIo::make_directory(const std::string& path) {
   if (dead_) return fail("mkdir " + path + ": the host has crashed", EIO);
+  if (int error = core_.fails(host_, Call::make_directory)) return failed("mkdir " + path, error);
   return disk().make_directory(path);
 }
 
 Status SimIo::rename_file(const std::string& from, const std::string& to) {
   if (dead_) return fail("rename " + from + ": the host has crashed", EIO);
+  if (int error = core_.fails(host_, Call::rename_file)) return failed("rename " + from, error);
   return disk().rename(from, to);
 }
 
 Status SimIo::remove_file(const std::string& path) {
   if (dead_) return fail("remove " + path + ": the host has crashed", EIO);
+  if (int error = core_.fails(host_, Call::remove_file)) return failed("remove " + path, error);
   return disk().remove(path);
 }
 
 Status SimIo::sync_directory(const std::string& path) {
   if (dead_) return fail("sync " + path + ": the host has crashed", EIO);
+  if (int error = core_.fails(host_, Call::sync_directory)) return failed("sync " + path, error);
   if (core_.disk_chance.chance(core_.options.faults.sync_error)) {
     return fail("sync " + path + ": " + strerror(EIO), EIO);
   }
@@ -546,6 +570,7 @@ Status SimIo::sync_directory(const std::string& path) {
 
 Status SimIo::lock_file(const std::string& path) {
   if (dead_) return fail("lock " + path + ": the host has crashed", EIO);
+  if (int error = core_.fails(host_, Call::lock_file)) return failed("lock " + path, error);
   if (!disk().exists(path)) {
     auto file = disk().open(path, true);
     if (!file) return fail(file.error());
@@ -559,6 +584,7 @@ Status SimIo::lock_file(const std::string& path) {
 
 Result<uint64_t> SimIo::free_space(const std::string&) {
   if (dead_) return fail("statfs: the host has crashed", EIO);
+  if (int error = core_.fails(host_, Call::free_space)) return failed("statfs", error);
   return disk().free_space();
 }
 

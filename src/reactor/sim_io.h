@@ -99,9 +99,11 @@ class SimIo final : public Io, private SimBufferPool::Listener {
   void free_handle(Handle handle);
   OpRecord& begin(Op& op, OpRecord::Kind kind, Handle handle, const HandleEntry& entry);
   void start_file_op(OpRecord& record);
+  bool fails(OpRecord& record, Call call);
   void gather();
   void dispatch();
   void on_buffers_free(SimBufferPool& pool) override;
+  bool may_allocate(SimBufferPool& pool) override;
   SimDisk& disk() { return core_.hosts[host_].disk; }
 
   SimCore& core_;

@@ -330,6 +330,7 @@ void SimNet::start_connect(OpRecord& record, const Address& peer) {
   c.connect_started = core_.now;
   c.target = peer;
   Side& me = c.sides[0];
+  if (core_.on_connect) core_.on_connect(me.host, peer);
   HostId host;
   bool known = host_of(peer, me.host, &host);
   c.local = known && host == me.host;

@@ -570,6 +570,22 @@ TEST_P(NetTest, AbortedConnectionsDoNotStopAListener) {
   for (auto& one : connecting) io->close(one.socket);
 }
 
+TEST_P(NetTest, AListenerThatGetsNothingButAbortedConnectionsRests) {
+  world.set_single_fault(reactor::SingleFault{there, reactor::Call::accept, 1, ECONNABORTED, true});
+  Accepting accepting(*far);
+  ASSERT_TRUE(accepting.open().ok());
+  world.run_for(10 * Listener::kRestNs);
+  EXPECT_LE(world.single_faults(), 11u * Listener::kEndsInARow) << "it spins";
+  world.set_single_fault(std::nullopt);
+  std::deque<Connecting> connecting;
+  connecting.emplace_back(*io, address());
+  ASSERT_TRUE(until([&] { return accepting.handles.size() == 1; }));
+  accepting.close();
+  ASSERT_TRUE(until([&] { return accepting.closed == 1 && all_over(connecting); }));
+  far->close(accepting.handles[0]);
+  io->close(connecting[0].socket);
+}
+
 TEST_P(NetTest, AListenerMayBeClosedWhileConnectionsArrive) {
   Accepting accepting(*far);
   accepting.accepted_hook = [&] {
