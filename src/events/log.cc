@@ -250,7 +250,7 @@ void EventLog::step() {
     }
     return step();
   }
-  bool marks = covered() && complete_ > emitted_;
+  bool marks = covered() && mark_due();
   if (sync_due_ && (unsynced_ || marks)) return start_sync();
   if (!waiting_.empty()) return start_write();
   if (closing_ == Closing::flushing) {
@@ -325,8 +325,10 @@ void EventLog::start_sync() {
 void EventLog::on_synced(reactor::Completion& completion) {
   enter(State::idle);
   if (completion.result < 0) {
+    // Nothing is reported as safe any more, so there is nothing to try again for: the next sync comes with the
+    // next events.
     mark_frozen_ = true;
-    unsynced_ = false;
+    unsynced_ = sync_due_ = false;
     front_written_ = 0;
     ++stats_.errors;
     last_error_ = fmt::format(
@@ -387,7 +389,7 @@ void EventLog::on_tick() {
   // One mark after the other: under load a new round every second would move what must be covered
   // ahead of the writes for ever.
   if (answers_missing_ == 0 && complete_ <= emitted_ && highest_ > complete_) start_round();
-  if (unsynced_ || complete_ > emitted_) sync_due_ = true;
+  if (unsynced_ || mark_due()) sync_due_ = true;
   step();
 }
 

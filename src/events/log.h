@@ -123,6 +123,7 @@ class EventLog {
   void start_round();
   void finish_round();
   void finish_close();
+  bool mark_due() const { return complete_ > emitted_ && !mark_frozen_; }
   bool covered() const { return batches_written_ >= complete_at_; }
   void trouble(std::string what);
   void on_read(reactor::Completion& completion);
