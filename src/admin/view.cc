@@ -231,6 +231,9 @@ std::string show_explain(const json& result, const ViewOptions& options) {
                              number_of(row, "messages"), number_of(row, "ready"), number_of(row, "in_flight"),
                              number_of(row, "waiting"), number_of(row, "connections")));
     line("now", text_of(row, "why"));
+    if (!text_of(row, "mode").empty()) {
+      line("mode", fmt::format("{}, for {} more", text_of(row, "mode"), until(row, "mode_until", options.now_ms)));
+    }
     line("binds", text_of(row, "binds").empty() ? "no limit" : text_of(row, "binds"));
     if (!text_of(row, "next_attempt").empty()) {
       line("next", fmt::format("{} (in {})", text_of(row, "next_attempt"), until(row, "next_attempt", options.now_ms)));

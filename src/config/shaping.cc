@@ -1,6 +1,8 @@
 #include "config/shaping.h"
 
 #include <fmt/format.h>
+#include <re2/re2.h>
+#include <re2/set.h>
 #include <toml++/toml.h>
 
 #include <algorithm>
@@ -37,6 +39,8 @@ constexpr KeyRow kKeys[] = {
 static_assert(std::size(kKeys) == kShapingKeys);
 
 constexpr uint64_t kMostNumber = 1'000'000;
+constexpr int64_t kNormalAfterMs = 3'600'000;
+constexpr size_t kReplyRead = 1024;  // octets of a reply that patterns see
 constexpr size_t kMostWindows = 4;
 
 std::string lower(std::string_view text) {
@@ -106,6 +110,31 @@ std::string to_string(ShapingKey key, const ShapingValue& value) {
   return out;
 }
 
+struct ReplyRules::Set {
+  Set() : set(options(), RE2::UNANCHORED) {}
+  static RE2::Options options() {
+    RE2::Options options;
+    options.set_log_errors(false);
+    options.set_case_sensitive(true);
+    options.set_encoding(RE2::Options::EncodingLatin1);  // a receiver's octets are what they are
+    return options;
+  }
+  RE2::Set set;
+};
+
+ReplyRules::ReplyRules() = default;
+ReplyRules::~ReplyRules() = default;
+ReplyRules::ReplyRules(ReplyRules&&) noexcept = default;
+ReplyRules& ReplyRules::operator=(ReplyRules&&) noexcept = default;
+
+const ReplyRule* ReplyRules::match(uint16_t code, std::string_view text) const {
+  if (rules_.empty()) return nullptr;
+  std::string whole = fmt::format("{} {}", code, text.substr(0, kReplyRead));
+  std::vector<int> found;
+  if (!set_->set.Match(whole, &found) || found.empty()) return nullptr;
+  return &rules_[static_cast<size_t>(*std::min_element(found.begin(), found.end()))];
+}
+
 // Reads the file into a Shaping, collecting what is wrong.
 class ShapingReader {
  public:
@@ -113,6 +142,7 @@ class ShapingReader {
       : to_(to), file_(file), sources_(sources) {}
 
   std::string read(std::string_view text) {
+    raw_ = text;
     toml::table table;
     try {
       table = toml::parse(text, file_);
@@ -123,7 +153,8 @@ class ShapingReader {
       std::string_view name = key.str();
       if (name == "default") {
         if (const toml::table* section = table_of(key, node)) {
-          read_section(*section, "default", to_.default_, kPairKeys, {"source"});
+          read_section(*section, "default", to_.default_, kPairKeys, {"source", "backoff"});
+          read_back_off(*section, "default", to_.back_off_);
           each(*section, "source", "default.source", [&](const toml::key& at, const toml::table& one, std::string title) {
             if (auto source = source_of(at)) {
               read_section(one, title, to_.default_sources_[*source], kPairKeys, {});
@@ -143,11 +174,19 @@ class ShapingReader {
           if (at.str() == "*") return read_section(one, title, to_.any_source_, kSourceKeys, {});
           if (auto source = source_of(at)) read_section(one, title, to_.sources_[*source], kSourceKeys, {});
         });
-      } else if (name == "pool" || name == "job") {
-        each(table, name, name, [&](const toml::key& at, const toml::table& one, std::string title) {
-          auto& sections = name == "pool" ? to_.pools_ : to_.jobs_;
-          read_section(one, title, sections[std::string(at.str())], kMailKeys, {});
+      } else if (name == "pool") {
+        each(table, "pool", "pool", [&](const toml::key& at, const toml::table& one, std::string title) {
+          read_section(one, title, to_.pools_[std::string(at.str())], kMailKeys, {"sources"});
+          if (const toml::node* list = one.get("sources")) read_pool_sources(std::string(at.str()), *list);
         });
+      } else if (name == "job") {
+        each(table, "job", "job", [&](const toml::key& at, const toml::table& one, std::string title) {
+          read_section(one, title, to_.jobs_[std::string(at.str())], kMailKeys, {});
+        });
+      } else if (name == "replies") {
+        read_replies(table, "replies", to_.replies_);
+      } else if (name == "rule") {
+        read_rules(key, node);
       } else if (name == "tenant") {
         each(table, "tenant", "tenant", [&](const toml::key& at, const toml::table& one, std::string title) {
           std::string tenant(at.str());
@@ -158,7 +197,7 @@ class ShapingReader {
           });
         });
       } else {
-        unknown(key, name, {"default", "provider", "domain", "source", "pool", "tenant", "job"}, "section");
+        unknown(key, name, {"default", "provider", "domain", "source", "pool", "tenant", "job", "rule", "replies"}, "section");
       }
     }
     check_providers();
@@ -206,8 +245,9 @@ class ShapingReader {
     }
   }
 
-  std::optional<unsigned> source_of(const toml::key& key) {
-    std::string name = lower(key.str());
+  std::optional<unsigned> source_of(const toml::key& key) { return source_of(key.str(), line_of(key)); }
+  std::optional<unsigned> source_of(std::string_view text, unsigned line) {
+    std::string name = lower(text);
     std::vector<unsigned> found;
     std::vector<std::string> names;
     for (unsigned i = 0; i < sources_.size(); ++i) {
@@ -220,12 +260,12 @@ class ShapingReader {
     }
     if (found.size() == 1) return found[0];
     if (found.empty()) {
-      error(line_of(key),
-            fmt::format("source '{}' is none of --source, so this can never match; {}", key.str(),
+      error(line,
+            fmt::format("source '{}' is none of --source, so this can never match; {}", text,
                         names.empty() ? "no --source is configured" : fmt::format("sources are {}", fmt::join(names, ", "))));
     } else {
-      error(line_of(key), fmt::format("source '{}' is the EHLO name of {} sources; name the one meant by its address",
-                                      key.str(), found.size()));
+      error(line, fmt::format("source '{}' is the EHLO name of {} sources; name the one meant by its address", text,
+                              found.size()));
     }
     return std::nullopt;
   }
@@ -364,7 +404,9 @@ class ShapingReader {
         provider->domains.push_back(std::move(domain));
       });
     }
-    read_section(table, title, provider->section, kPairKeys, {"mx", "domains", "source", "total"});
+    read_section(table, title, provider->section, kPairKeys, {"mx", "domains", "source", "total", "backoff", "replies"});
+    read_back_off(table, title, provider->back_off);
+    read_replies(table, title + ".replies", provider->replies);
     if (const toml::node* total = table.get("total")) {
       if (const toml::table* section = total->as_table()) {
         read_section(*section, title + ".total", provider->total, kTotalKeys, {});
@@ -408,6 +450,252 @@ class ShapingReader {
     }
   }
 
+  void read_back_off(const toml::table& table, const std::string& title, BackOff& to) {
+    const toml::node* node = table.get("backoff");
+    if (!node) return;
+    const toml::table* section = node->as_table();
+    if (!section) return error(line_of(*node), fmt::format("backoff is a section: write [{}.backoff]", title));
+    read_section(*section, title + ".backoff", to.section, kPairKeys, {"normal-after"});
+    if (const toml::node* after = section->get("normal-after")) {
+      auto text = after->value_exact<std::string>();
+      auto time = text ? parse_duration_ms(*text) : Result<int64_t>(fail("expects a time in quotes, such as \"1h\""));
+      if (time && *time < 1000) time = fail("at least 1s");
+      if (!time) return error(line_of(*after), "normal-after: " + time.error().text);
+      to.normal_after_ms = *time;
+    }
+  }
+
+  // lines = '''...''': PowerMTA's lines as they are.
+  void read_replies(const toml::table& table, const std::string& title, ReplyRules& to) {
+    const toml::node* node = table.get("replies");
+    if (!node) return;
+    const toml::table* section = node->as_table();
+    if (!section) return error(line_of(*node), fmt::format("replies is a section: write [{}] and lines below", title));
+    for (const auto& [key, value] : *section) {
+      if (key.str() != "lines") {
+        unknown(key, key.str(), {"lines"}, fmt::format("key in [{}]", title));
+        continue;
+      }
+      auto text = value.value_exact<std::string>();
+      if (!text) {
+        error(line_of(key), "lines: expects '''lines''', each reply /regex/ and what to do");
+        continue;
+      }
+      // The text begins on the line of the quotes, or on the next one when they end theirs.
+      unsigned line = line_of(value);
+      std::string_view opening = raw_line(line);
+      for (const std::string& quotes : {std::string(3, '\''), std::string(3, '"')}) {
+        if (opening.ends_with(quotes) && opening.find(quotes) == opening.size() - quotes.size()) ++line;
+      }
+      to.set_ = std::make_unique<ReplyRules::Set>();
+      std::string_view rest = *text;
+      for (; !rest.empty(); ++line) {
+        size_t end = std::min(rest.find('\n'), rest.size());
+        read_reply_line(rest.substr(0, end), line, to);
+        rest.remove_prefix(std::min(end + 1, rest.size()));
+      }
+      if (!to.set_->set.Compile()) error(line_of(key), "lines: the patterns are too large together; split or shorten them");
+    }
+  }
+
+  // Without blanks at its end.
+  std::string_view raw_line(unsigned number) const {
+    std::string_view rest = raw_;
+    for (unsigned at = 1; at < number && !rest.empty(); ++at) rest.remove_prefix(std::min(rest.find('\n') + 1, rest.size()));
+    rest = rest.substr(0, rest.find('\n'));
+    while (!rest.empty() && (rest.back() == ' ' || rest.back() == '\t' || rest.back() == '\r')) rest.remove_suffix(1);
+    return rest;
+  }
+
+  void read_reply_line(std::string_view text, unsigned line, ReplyRules& to) {
+    auto blank = [](char c) { return c == ' ' || c == '\t' || c == '\r'; };
+    while (!text.empty() && blank(text.front())) text.remove_prefix(1);
+    while (!text.empty() && blank(text.back())) text.remove_suffix(1);
+    if (text.empty() || text[0] == '#') return;
+    std::string_view begin = text.substr(0, text.find('/'));
+    while (!begin.empty() && blank(begin.back())) begin.remove_suffix(1);
+    if (begin != "reply") return error(line, fmt::format("'{}': a line is reply /regex/ and what to do", text));
+    text.remove_prefix(text.find('/') + 1);
+    // The regex ends at a slash that no backslash stands before.
+    std::string regex;
+    size_t at = 0;
+    for (; at < text.size() && text[at] != '/'; ++at) {
+      if (text[at] == '\\' && at + 1 < text.size()) {
+        if (text[at + 1] != '/') regex += '\\';
+        ++at;
+      }
+      regex += text[at];
+    }
+    if (at == text.size()) return error(line, "the regex has no end: write reply /regex/ mode=backoff");
+    text.remove_prefix(at + 1);
+
+    ReplyRule rule;
+    rule.where = fmt::format("{}:{}", file_, line);
+    bool any = false, timed = false;
+    while (!text.empty()) {
+      if (blank(text.front()) || text.front() == ',') {
+        text.remove_prefix(1);
+        continue;
+      }
+      size_t size = std::min(text.find_first_of(" \t\r,"), text.size());
+      std::string_view word = text.substr(0, size);
+      text.remove_prefix(size);
+      any = true;
+      if (word == "mode=backoff") {
+        rule.back_off = true;
+      } else if (word == "disable-source-ip") {
+        rule.suspend_source = true;
+      } else if (word == "defer-queue") {
+        rule.defer_queue = true;
+      } else if (word == "bounce-queue") {
+        rule.bounce_queue = true;
+      } else if (word.starts_with("reenable-after=") || word.starts_with("for=")) {
+        auto time = parse_duration_ms(word.substr(word.find('=') + 1));
+        if (!time) return error(line, fmt::format("{}: {}", word, time.error().text));
+        rule.rest_ms = *time;
+        timed = true;
+      } else if (word == "mode=normal") {
+        return error(line, "mode=normal cannot be expressed: no reply ends a back-off early; write normal-after = \"10m\" in "
+                           "[default.backoff] and take this line out");
+      } else if (word == "skip-mx") {
+        return error(line, "skip-mx cannot be expressed: a refusal of the connection tries the next MX host by itself; take "
+                           "this line out, or write disable-source-ip reenable-after=10m");
+      } else {
+        return error(line, fmt::format("'{}' is unknown; known are mode=backoff, disable-source-ip, defer-queue, bounce-queue, "
+                                       "reenable-after=TIME and for=TIME", word));
+      }
+    }
+    if (!any) return error(line, "nothing to do: write for instance reply /regex/ mode=backoff");
+    if (rule.defer_queue && rule.bounce_queue) return error(line, "defer-queue and bounce-queue exclude each other");
+    if (timed && !rule.suspend_source && !rule.defer_queue) {
+      return error(line, "a time belongs to disable-source-ip or defer-queue; that of a back-off is normal-after in [default.backoff]");
+    }
+    std::string why;
+    if (to.set_->set.Add(regex, &why) < 0) {
+      bool perl = regex.find("(?=") != regex.npos || regex.find("(?!") != regex.npos || regex.find("(?<") != regex.npos;
+      bool back = false;
+      for (size_t i = 0; i + 1 < regex.size(); ++i) back |= regex[i] == '\\' && regex[i + 1] >= '1' && regex[i + 1] <= '9';
+      std::string rewrite =
+          perl   ? "; look-around has no linear-time form: name what shall match in a line, and let a line before it catch the exceptions"
+          : back ? "; a back-reference has no linear-time form: write the alternatives out, as in (a.*a|b.*b)"
+                 : "; write a character that means itself as \\x2e or [.]";
+      return error(line, fmt::format("/{}/: {}{}", regex, why, rewrite));
+    }
+    to.rules_.push_back(std::move(rule));
+  }
+
+  // sources = ["mta1.example.com", "192.0.2.2"], or with weights { "mta1.example.com" = 3, "192.0.2.2" = 1 }
+  void read_pool_sources(const std::string& pool, const toml::node& node) {
+    auto& list = to_.pool_sources_[pool];
+    auto take = [&](std::string_view name, unsigned line, int64_t weight) {
+      auto source = source_of(name, line);
+      if (!source) return;
+      if (weight < 1 || weight > 1000) return error(line, fmt::format("sources: weight {} is out of range; give 1 to 1000", weight));
+      for (const auto& known : list) {
+        if (known.source == *source) return error(line, fmt::format("sources: '{}' is given twice", name));
+      }
+      list.push_back({*source, static_cast<uint32_t>(weight)});
+    };
+    if (const toml::array* array = node.as_array()) {
+      for (const toml::node& one : *array) {
+        auto name = one.value_exact<std::string>();
+        if (!name) {
+          error(line_of(one), "sources: expects names in quotes");
+          continue;
+        }
+        take(*name, line_of(one), 1);
+      }
+      if (array->empty()) error(line_of(node), "sources: an empty list; leave it out to use every source");
+    } else if (const toml::table* table = node.as_table()) {
+      for (const auto& [key, one] : *table) {
+        auto weight = one.value_exact<int64_t>();
+        if (!weight) {
+          error(line_of(key), "sources: expects weights as numbers, such as { \"mta1.example.com\" = 3 }");
+          continue;
+        }
+        take(key.str(), line_of(key), *weight);
+      }
+    } else {
+      error(line_of(node), "sources: expects a list of sources, or a table of their weights");
+    }
+    if (pool == "*") error(line_of(node), "sources: \"*\" is every pool; name one");
+  }
+
+  void read_rules(const toml::key& key, const toml::node& node) {
+    const toml::array* array = node.as_array();
+    if (!array) return error(line_of(key), "rules are written as [[rule]], each with match and what it sets");
+    for (const toml::node& one : *array) {
+      const toml::table* table = one.as_table();
+      if (!table) return error(line_of(one), "rules are written as [[rule]], each with match and what it sets");
+      MailRule rule;
+      unsigned line = line_of(one);
+      rule.where = fmt::format("{}:{}", file_, line);
+      bool matched = false;
+      auto text = [&](const toml::key& at, const toml::node& value, std::string& to) {
+        auto given = value.value_exact<std::string>();
+        if (!given || given->empty()) return error(line_of(at), fmt::format("{}: expects a text in quotes", at.str()));
+        to = *given;
+      };
+      for (const auto& [name, value] : *table) {
+        if (name.str() == "tenant") {
+          text(name, value, rule.set_tenant);
+        } else if (name.str() == "pool") {
+          text(name, value, rule.set_pool);
+        } else if (name.str() == "job") {
+          text(name, value, rule.set_job);
+        } else if (name.str() == "match") {
+          const toml::table* match = value.as_table();
+          if (!match) {
+            error(line_of(name), "match: expects a table, such as match = { sender = \"*@example.com\" }");
+            continue;
+          }
+          matched = !match->empty();
+          read_match(*match, rule);
+        } else {
+          unknown(name, name.str(), {"match", "tenant", "pool", "job"}, "key in [[rule]]");
+        }
+      }
+      if (!matched) error(line, "a rule without match would be every message's; write match = { client = \"0.0.0.0/0\" } to mean that");
+      if (rule.set_tenant.empty() && rule.set_pool.empty() && rule.set_job.empty()) {
+        error(line, "the rule sets nothing; give it tenant, pool or job");
+      }
+      to_.mail_rules_.push_back(std::move(rule));
+    }
+  }
+
+  void read_match(const toml::table& match, MailRule& rule) {
+    for (const auto& [key, node] : match) {
+      std::string_view name = key.str();
+      std::vector<std::string> values;
+      if (auto one = node.value_exact<std::string>()) values.push_back(*one);
+      if (const toml::array* array = name == "client" ? node.as_array() : nullptr) {
+        for (const toml::node& each_one : *array) values.push_back(each_one.value_or(std::string()));
+      }
+      std::string* to = name == "account"     ? &rule.account
+                        : name == "sender"    ? &rule.sender
+                        : name == "recipient" ? &rule.recipient
+                        : name == "pool"      ? &rule.pool
+                        : name == "job"       ? &rule.job
+                                              : nullptr;
+      if (!to && name != "client") {
+        unknown(key, name, {"client", "account", "sender", "recipient", "pool", "job"}, "key in match");
+      } else if (values.empty() || values[0].empty()) {
+        error(line_of(key), fmt::format("{}: expects a text in quotes", name));
+      } else if (to) {
+        *to = lower(values[0]);
+      } else {
+        for (const std::string& value : values) {
+          auto network = reactor::Network::parse(value);
+          if (network) {
+            rule.clients.push_back(*network);
+          } else {
+            error(line_of(key), fmt::format("client: {}", network.error().text));
+          }
+        }
+      }
+    }
+  }
+
   void check_providers() {
     for (const auto& [line, name] : fresh_) {
       const Provider* provider = to_.provider(name);
@@ -438,6 +726,7 @@ class ShapingReader {
   }
 
   Shaping& to_;
+  std::string_view raw_;
   const std::string& file_;
   const std::vector<Source>& sources_;
   std::vector<std::pair<unsigned, std::string>> errors_;  // by line
@@ -477,7 +766,7 @@ void Shaping::index() {
 }
 
 Result<std::shared_ptr<const Shaping>> Shaping::parse(std::string_view text, const std::string& file,
-                                                      const std::vector<Source>& sources) {
+                                                      const std::vector<Source>& sources, const Rate& destination_rate) {
   auto shaping = std::make_shared<Shaping>();
   shaping->file_ = file;
   shaping->text_ = text;
@@ -485,23 +774,22 @@ Result<std::shared_ptr<const Shaping>> Shaping::parse(std::string_view text, con
     auto same = [&](const Source& other) { return other.ehlo_name == source.ehlo_name; };
     bool alone = !source.ehlo_name.empty() && std::count_if(sources.begin(), sources.end(), same) == 1;
     const reactor::Address& address = source.ipv4.empty() ? source.ipv6 : source.ipv4;
+    auto number = static_cast<unsigned>(shaping->source_names_.size());
     shaping->source_names_.push_back(alone ? lower(source.ehlo_name) : address.host_string());
+    for (const reactor::Address* each_one : {&source.ipv4, &source.ipv6}) {
+      if (!each_one->empty()) shaping->sources_by_name_[each_one->host_string()] = number;
+    }
+    if (alone) shaping->sources_by_name_[lower(source.ehlo_name)] = number;
   }
   shaping->add_built_in();
   std::string wrong = ShapingReader(*shaping, file, sources).read(text);
   if (!wrong.empty()) return fail(std::move(wrong));
+  if (destination_rate.limited()) {
+    ShapingValue& any = shaping->domains_["*"][ShapingKey::attempt_rate];
+    if (!any.given) any = {true, 0, {destination_rate}, "--destination-rate"};
+  }
   shaping->index();
   return std::shared_ptr<const Shaping>(std::move(shaping));
-}
-
-std::shared_ptr<const Shaping> Shaping::built_in() {
-  static const std::shared_ptr<const Shaping> shaping = [] {
-    auto made = std::make_shared<Shaping>();
-    made->add_built_in();
-    made->index();
-    return made;
-  }();
-  return shaping;
 }
 
 const Provider* Shaping::provider_of(std::string_view domain, std::span<const std::string_view> hosts) const {
@@ -527,6 +815,47 @@ const Provider* Shaping::provider_of(std::string_view domain, std::span<const st
 
 std::string Shaping::source_name(unsigned source) const {
   return source < source_names_.size() ? source_names_[source] : fmt::format("{}", source);
+}
+
+unsigned Shaping::source_of(std::string_view pool, uint64_t hash, unsigned sources) const {
+  if (sources <= 1) return 0;
+  if (!pool.empty()) {
+    if (auto at = pool_sources_.find(pool); at != pool_sources_.end()) {
+      uint64_t sum = 0;
+      for (const Weight& each : at->second) sum += each.weight;
+      uint64_t left = hash % sum;
+      for (const Weight& each : at->second) {
+        if (left < each.weight) return each.source;
+        left -= each.weight;
+      }
+    }
+    if (auto at = sources_by_name_.find(lower(pool)); at != sources_by_name_.end()) return at->second;
+  }
+  return static_cast<unsigned>(hash % sources);
+}
+
+bool matches_pattern(std::string_view pattern, std::string_view text) {
+  auto same = [](char a, char b) {
+    auto low = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; };
+    return low(a) == low(b);
+  };
+  // One '*' remembered is enough: an earlier one need not take more than it has.
+  size_t p = 0, t = 0, star = std::string_view::npos, from = 0;
+  while (t < text.size()) {
+    if (p < pattern.size() && pattern[p] == '*') {
+      star = p++;
+      from = t;
+    } else if (p < pattern.size() && same(pattern[p], text[t])) {
+      ++p, ++t;
+    } else if (star != std::string_view::npos) {
+      p = star + 1;
+      t = ++from;
+    } else {
+      return false;
+    }
+  }
+  while (p < pattern.size() && pattern[p] == '*') ++p;
+  return p == pattern.size();
 }
 
 const Provider* Shaping::provider(std::string_view name) const {
@@ -560,6 +889,31 @@ ShapingChoice Shaping::pair(const Provider* provider, unsigned source) const {
   layer(choice, provider->section);
   if (auto at = provider->by_source.find(source); at != provider->by_source.end()) layer(choice, at->second);
   return choice;
+}
+
+ShapingChoice Shaping::backed_off(const Provider* provider, unsigned source) const {
+  static const ShapingSection built_in_section = [] {
+    ShapingSection section;
+    section[Key::connections] = {true, 1, {}, "built in, for back-off"};
+    return section;
+  }();
+  ShapingChoice choice = pair(provider, source);
+  layer(choice, built_in_section);
+  layer(choice, back_off_.section);
+  if (provider) layer(choice, provider->back_off.section);
+  return choice;
+}
+
+int64_t Shaping::normal_after_ms(const Provider* provider) const {
+  if (provider && provider->back_off.normal_after_ms > 0) return provider->back_off.normal_after_ms;
+  return back_off_.normal_after_ms > 0 ? back_off_.normal_after_ms : kNormalAfterMs;
+}
+
+const ReplyRule* Shaping::match_reply(const Provider* provider, uint16_t code, std::string_view text) const {
+  if (provider) {
+    if (const ReplyRule* rule = provider->replies.match(code, text)) return rule;
+  }
+  return replies_.match(code, text);
 }
 
 ShapingChoice Shaping::provider_total(const Provider* provider) const {

@@ -75,6 +75,39 @@ inline const ShapingValue* at(const ShapingChoice& choice, ShapingKey key) {
   return choice[static_cast<size_t>(key)];
 }
 
+// What a line "reply /regex/ action..." asks for when a receiver's refusal matches it.
+struct ReplyRule {
+  bool back_off = false;        // mode=backoff
+  bool suspend_source = false;  // disable-source-ip, for rest_ms
+  bool defer_queue = false;     // for rest_ms
+  bool bounce_queue = false;
+  int64_t rest_ms = 0;          // 0: as --hold says
+  std::string where;
+};
+// Compiled together: one pass over the text, linear in its length whatever the patterns are.
+class ReplyRules {
+ public:
+  ReplyRules();
+  ~ReplyRules();
+  ReplyRules(ReplyRules&&) noexcept;
+  ReplyRules& operator=(ReplyRules&&) noexcept;
+  bool empty() const { return rules_.empty(); }
+  // The first that matches "CODE TEXT", or nullptr.
+  const ReplyRule* match(uint16_t code, std::string_view text) const;
+
+ private:
+  friend class ShapingReader;
+  struct Set;
+  std::unique_ptr<Set> set_;
+  std::vector<ReplyRule> rules_;
+};
+
+// Limits while a (provider, source) is backed off, and when that ends.
+struct BackOff {
+  ShapingSection section;
+  int64_t normal_after_ms = 0;  // after the last reply that asked for it; 0: not said
+};
+
 struct Provider {
   std::string name;
   std::vector<std::string> suffixes;  // of MX host names, with the dot in front: ".google.com"
@@ -82,14 +115,28 @@ struct Provider {
   std::vector<std::string> domains;   // recipient domains, whatever their MX hosts are
   ShapingSection built_in, section, total;
   std::map<unsigned, ShapingSection> by_source;
+  BackOff back_off;
+  ReplyRules replies;
 };
+
+// Whose a message is and where it leaves: [[rule]]. All of what is given must match; patterns are
+// case-free and may hold '*'.
+struct MailRule {
+  std::vector<reactor::Network> clients;
+  std::string account, sender, recipient, pool, job;     // patterns; empty: any
+  std::string set_tenant, set_pool, set_job;                  // empty: left as it is
+  std::string where;
+};
+// `pattern`: '*' stands for any characters, none included.
+bool matches_pattern(std::string_view pattern, std::string_view text);
 
 class Shaping {
  public:
-  // The whole rules; `text` is the content of `file` (for messages). Empty text: what is built in.
+  // The whole rules; `text` is the content of `file` (for messages). Empty text: what is built in. `destination_rate`
+  // is the attempt-rate of each domain for which the file gives none.
   static Result<std::shared_ptr<const Shaping>> parse(std::string_view text, const std::string& file,
-                                                      const std::vector<Source>& sources);
-  static std::shared_ptr<const Shaping> built_in();
+                                                      const std::vector<Source>& sources, const Rate& destination_rate = {});
+  static std::shared_ptr<const Shaping> built_in() { return *parse({}, {}, {}); }
 
   // `hosts`: the MX hosts of the lowest preference, lower case. The recipient domain decides first, then a host
   // named whole, then the longest suffix; the hosts must agree. nullptr: the site stands for itself.
@@ -106,6 +153,18 @@ class Shaping {
   ShapingChoice tenant(std::string_view tenant) const { return named(tenants_, tenant); }
   ShapingChoice job(std::string_view job) const { return named(jobs_, job); }
   ShapingChoice tenant_provider(std::string_view tenant, const Provider* provider) const;
+
+  // (provider, source) while it is backed off: the back-off sections over what holds normally.
+  ShapingChoice backed_off(const Provider* provider, unsigned source) const;
+  int64_t normal_after_ms(const Provider* provider) const;
+  // What the operator has written about a 4xx or 5xx reply: the provider's lines first. nullptr: nothing.
+  const ReplyRule* match_reply(const Provider* provider, uint16_t code, std::string_view text) const;
+
+  // The source of a message that has this hash: of the pool's by weight, the one that the pool names,
+  // or of all.
+  unsigned source_of(std::string_view pool, uint64_t hash, unsigned sources) const;
+  // In the order of the file; the first that matches and sets a field decides that field.
+  const std::vector<MailRule>& mail_rules() const { return mail_rules_; }
 
   const std::string& file() const { return file_; }
   // The EHLO name of a source, or its address where that is nobody's alone.
@@ -128,8 +187,17 @@ class Shaping {
   std::vector<std::unique_ptr<Provider>> providers_;
   std::map<std::string, const Provider*, std::less<>> by_suffix_, by_host_, by_domain_;
   ShapingSection default_;
+  BackOff back_off_;
+  ReplyRules replies_;
   std::map<unsigned, ShapingSection> default_sources_;
   Sections domains_, pools_, tenants_, jobs_;
+  struct Weight {
+    unsigned source;
+    uint32_t weight;
+  };
+  std::map<std::string, std::vector<Weight>, std::less<>> pool_sources_;
+  std::map<std::string, unsigned, std::less<>> sources_by_name_;  // EHLO name (if one's alone) or address
+  std::vector<MailRule> mail_rules_;
   std::map<unsigned, ShapingSection> sources_;
   ShapingSection any_source_;
   std::map<std::pair<std::string, unsigned>, ShapingSection> domain_sources_;

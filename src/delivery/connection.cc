@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "config/shaping.h"
 #include "delivery/agent.h"
 #include "dsn/scope.h"
+#include "queue/destination.h"
 
 namespace millrace::delivery {
 
@@ -242,6 +244,8 @@ SessionOptions Connection::session_options() const {
   options.data_block_timeout_ns = config_->data_block_timeout_ms * kMillisecond;
   options.data_done_timeout_ns = config_->data_done_timeout_ms * kMillisecond;
   options.idle_timeout_ns = config_->idle_timeout_ms * kMillisecond;
+  options.shaping = config_->shaping_rules.get();
+  if (options.shaping && site) options.provider = options.shaping->provider(site->provider);
   return options;
 }
 
@@ -515,6 +519,7 @@ void Connection::on_closed() {
     }
     probing_ = false;
   }
+  end_.asks = session_->verdict().asks;
   if (ending != Ending::done) {
     end_.stage = stage;
     end_.code = session_->code();

@@ -44,4 +44,24 @@ Verdict judge(const smtp::PeerReply& reply, events::Stage stage, bool recipient_
   return verdict;
 }
 
+void apply(const config::ReplyRule& rule, const smtp::PeerReply& reply, Verdict& verdict) {
+  verdict.asks.back_off |= rule.back_off;
+  verdict.asks.defer_queue |= rule.defer_queue;
+  verdict.asks.bounce_queue |= rule.bounce_queue;
+  verdict.asks.where = rule.where;
+  if (rule.rest_ms > 0) verdict.rest_ms = rule.rest_ms;
+  if (rule.suspend_source) {
+    verdict.scope = events::Scope::source;
+    verdict.slow_down = true;
+    verdict.enough = false;
+    verdict.next_host = false;
+    verdict.action = reply.code / 100 == 5 ? queue::Action::defer : queue::Action::give_back;
+  } else if (rule.defer_queue && verdict.action == queue::Action::bounce) {
+    verdict.action = queue::Action::defer;
+  } else if (rule.bounce_queue) {
+    verdict.action = queue::Action::bounce;
+    verdict.slow_down = false;
+  }
+}
+
 }  // namespace millrace::delivery

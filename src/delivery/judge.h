@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string_view>
 
+#include "config/shaping.h"
 #include "events/event.h"
 #include "mail/enhanced_status.h"
 #include "queue/agent.h"
@@ -25,10 +26,14 @@ struct Verdict {
   bool slow_down = false;
   bool next_host = false;  // before the first MAIL: another address may do better
   bool try_helo = false;
+  queue::Asks asks;     // what the operator's lines want of the queue
   bool enough = false;  // at RCPT: the rest follows in another transaction
 };
 
 // `reply` is a 4xx or 5xx.
 Verdict judge(const smtp::PeerReply& reply, events::Stage stage, bool recipient_accepted = false);
+
+// Changes the verdict as a line of the shaping file says (config/shaping.h).
+void apply(const config::ReplyRule& rule, const smtp::PeerReply& reply, Verdict& verdict);
 
 }  // namespace millrace::delivery

@@ -635,7 +635,7 @@ void Session::on_reply(PeerReply& reply, int64_t now) {
   front_since_ = now;
 
   if (reply.code == 421) {
-    const Verdict verdict = judge(reply, stage);
+    const Verdict verdict = judged(reply, stage);
     closing_421_ = true;
     if (front.transaction != nullptr && verdict.action != Action::give_back) {
       // It closes the connection, but it is about this message.
@@ -677,7 +677,7 @@ void Session::on_reply(PeerReply& reply, int64_t now) {
 
 void Session::on_unexpected(const PeerReply& reply, int64_t now) {
   if (reply.code != 421) return fail_protocol("a reply that nothing was asked for", now);
-  const Verdict verdict = judge(reply, Stage::none);
+  const Verdict verdict = judged(reply, Stage::none);
   closing_421_ = true;
   ended_idle_ = idle();
   set_end_reply(reply, Stage::none, verdict);
@@ -695,7 +695,7 @@ void Session::on_greeting(const PeerReply& reply, int64_t now) {
     return flush(now);
   }
   if (reply.reply_class() < 4) return fail_protocol("the greeting is no 220", now);
-  const Verdict verdict = judge(reply, Stage::greeting);
+  const Verdict verdict = judged(reply, Stage::greeting);
   set_end_reply(reply, Stage::greeting, verdict);
   end(verdict.next_host ? Ending::refused : Ending::told_to_slow, now);
 }
@@ -724,7 +724,7 @@ void Session::on_hello(Command command, const PeerReply& reply, int64_t now) {
     return open(now);
   }
   if (reply.reply_class() < 4) return fail_protocol("the reply to EHLO is no 250", now);
-  const Verdict verdict = judge(reply, Stage::ehlo);
+  const Verdict verdict = judged(reply, Stage::ehlo);
   if (command == Command::ehlo && verdict.try_helo) {
     enter(SessionState::helo);
     begin_group();
@@ -781,7 +781,7 @@ void Session::on_rcpt(Transaction& transaction, uint32_t recipient, const PeerRe
     ++transaction.accepted;
     return;
   }
-  const Verdict verdict = judge(reply, Stage::rcpt, transaction.accepted > 0);
+  const Verdict verdict = judged(reply, Stage::rcpt, transaction.accepted > 0);
   if (verdict.enough) {
     answer = Answer::enough;
     transaction.enough = true;
@@ -834,6 +834,16 @@ void Session::on_end_of_data(Transaction& transaction, Command command, const Pe
   finish(transaction, now);
 }
 
+// By the operator's lines, too.
+Verdict Session::judged(const smtp::PeerReply& reply, Stage stage, bool recipient_accepted) const {
+  Verdict verdict = judge(reply, stage, recipient_accepted);
+  if (!options_.shaping || reply.code < 400) return verdict;
+  if (const config::ReplyRule* rule = options_.shaping->match_reply(options_.provider, reply.code, reply.text)) {
+    apply(*rule, reply, verdict);
+  }
+  return verdict;
+}
+
 void Session::set_result(queue::RecipientResult& result, const PeerReply& reply, Stage stage,
                          const Verdict& verdict) {
   result.action = verdict.action;
@@ -845,11 +855,12 @@ void Session::set_result(queue::RecipientResult& result, const PeerReply& reply,
   result.bounce_class = verdict.bounce_class;
   assign_reply(result.reply, reply);
   result.rest_ms = verdict.rest_ms;
+  result.asks = verdict.asks;
 }
 
 // The reply is about all who were not refused one by one.
 void Session::refuse_all(Transaction& transaction, const PeerReply& reply, Stage stage) {
-  const Verdict verdict = judge(reply, stage);
+  const Verdict verdict = judged(reply, stage);
   for (uint32_t i = 0; i < transaction.recipients; ++i) {
     Answer& answer = transaction.answers[i];
     if (stage != Stage::mail && answer != Answer::accepted) continue;

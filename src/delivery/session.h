@@ -65,6 +65,9 @@ struct SessionOptions {
   int64_t data_block_timeout_ns = 0;
   int64_t data_done_timeout_ns = 0;
   int64_t idle_timeout_ns = 0;
+  // The operator's lines about replies; outlives the session. nullptr: none.
+  const config::Shaping* shaping = nullptr;
+  const config::Provider* provider = nullptr;
 };
 
 // Named for the operator's log.
@@ -253,6 +256,7 @@ class Session {
   void begin_securing(std::string_view rest, int64_t now);
   uint64_t left() const;  // octets that have left so far
 
+  Verdict judged(const smtp::PeerReply& reply, events::Stage stage, bool recipient_accepted = false) const;
   void set_result(queue::RecipientResult& result, const smtp::PeerReply& reply, events::Stage stage,
                   const Verdict& verdict);
   void refuse_all(Transaction& transaction, const smtp::PeerReply& reply, events::Stage stage);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "config/shaping.h"
 #include "config/values.h"
 #include "queue/state.h"
 #include "smtp/rewrite.h"
@@ -234,6 +235,41 @@ bool Acceptance::rewrite(Submission& submission) {
   return true;
 }
 
+// Whose the message is and where it leaves, by the [[rule]]s of the shaping file.
+static void apply_rules(mail::Envelope& envelope, const config::Config& config) {
+  if (!config.shaping_rules || config.shaping_rules->mail_rules().empty()) return;
+  auto fits = [](const std::string& pattern, std::string_view text) {
+    return pattern.empty() || config::matches_pattern(pattern, text);
+  };
+  auto applies = [&](const config::MailRule& rule) {
+    if (!fits(rule.account, envelope.account) || !fits(rule.sender, envelope.reverse_path) ||
+        !fits(rule.pool, envelope.pool) || !fits(rule.job, envelope.job)) {
+      return false;
+    }
+    if (!rule.clients.empty()) {
+      Result<reactor::Address> client = reactor::Address::parse_host(envelope.client, 0);
+      if (!client || std::none_of(rule.clients.begin(), rule.clients.end(),
+                                  [&](const reactor::Network& network) { return network.contains(*client); })) {
+        return false;
+      }
+    }
+    return rule.recipient.empty() ||
+           std::all_of(envelope.recipients.begin(), envelope.recipients.end(),
+                       [&](const mail::Recipient& recipient) { return fits(rule.recipient, recipient.address); });
+  };
+  // All rules see the message as it came.
+  std::string_view tenant, pool, job;
+  for (const config::MailRule& rule : config.shaping_rules->mail_rules()) {
+    if (!applies(rule)) continue;
+    if (tenant.empty()) tenant = rule.set_tenant;
+    if (pool.empty()) pool = rule.set_pool;
+    if (job.empty()) job = rule.set_job;
+  }
+  if (!tenant.empty()) envelope.tenant = tenant;
+  if (!pool.empty()) envelope.pool = pool;
+  if (!job.empty()) envelope.job = job;
+}
+
 // What the metadata headers ask for. They are cut from the content whether or not they are obeyed.
 smtp::Reply Acceptance::apply_metadata(queue::Message& message, const Settings& settings,
                                        mail::HeaderScan& scan) {
@@ -254,6 +290,7 @@ smtp::Reply Acceptance::apply_metadata(queue::Message& message, const Settings& 
     if (job->size() > kLongestName) return bad(settings.config->header_job, "name too long");
     envelope.job = std::move(*job);
   }
+  apply_rules(envelope, *settings.config);
   // The parameter of MAIL is the standard's own way and goes first.
   if (std::string* envid = value(Settings::kEnvid); envid && envelope.envid.empty()) {
     smtp::append_xtext(envelope.envid, *envid);

@@ -37,6 +37,15 @@ enum class Action : uint8_t {
   uncertain,    // end of data sent, reply lost: may have been delivered; after --retry-uncertain
 };
 
+// What a line of the shaping file wants of the queue for a reply.
+struct Asks {
+  bool back_off = false;      // the (provider, source)
+  bool defer_queue = false;   // the destination rests
+  bool bounce_queue = false;  // all of it ends
+  std::string where;          // the line
+  bool any() const { return back_off || defer_queue || bounce_queue; }
+};
+
 struct RecipientResult {
   Action action = Action::give_back;
   events::Scope scope = events::Scope::none;
@@ -46,6 +55,7 @@ struct RecipientResult {
   std::string_view bounce_class;  // static text
   std::string reply;              // verbatim, bounded to 1 KiB; or our own words when there was no reply
   int64_t rest_ms = 0;            // the receiver (or rule) names a time to stay away
+  Asks asks;
 };
 
 // One transaction. Made by the queue, lent to delivery by take(), returned by finished() with a result
@@ -98,6 +108,7 @@ struct LaneEnd {
   reactor::Address peer;
   int64_t rest_ms = 0;               // named by the receiver; 0: the --hold schedule
   uint32_t messages = 0;             // finished on this connection
+  Asks asks;
 };
 
 // Delivery's connection, as the queue sees it. Owned by the Agent.
@@ -115,6 +126,7 @@ struct Lane {
 
   // The queue's own.
   bool connecting = false;           // opened, lane_ready() not yet called
+  bool called = false;               // woken, take() not yet called
   int64_t opened_at = 0;             // monotonic
   shaping::Release permit;           // to give back when it has closed; no set: nothing
   Link idle_link;                    // on its group's list while it waits for wake()

@@ -112,7 +112,7 @@ void Scheduler::remove_pause(uint64_t number) {
 }
 
 void Scheduler::end_matching(Command command, Filter filter, std::function<void()> done) {
-  removals_.push_back({command, std::move(filter), std::move(done), 0, index_.capacity(), 0});
+  removals_.push_back({command, std::move(filter), std::move(done), 0, index_.capacity(), 0, std::nullopt});
   if (started_ && !removal_timer_.armed()) context_.io.timers().arm(removal_timer_, now());
 }
 
@@ -134,7 +134,11 @@ void Scheduler::retry_matching(const Filter& filter) {
     if (!matches(item, filter)) return;
     Destination& destination = *item.queue->destination;
     destination.hold.end_now();
-    if (destination.site) destination.site->groups[destination.source].hold.end_now();
+    if (destination.site) {
+      LaneGroup& group = destination.site->groups[destination.source];
+      group.hold.end_now();
+      if (group.pair_hold) group.pair_hold->end_now();
+    }
     if (item.state == State::waiting) enter(item, State::ready);
   });
   for (auto& [name, destination] : destinations_) {
@@ -169,6 +173,7 @@ void Scheduler::run_removals() {
   end.why.bounce_class = removal.command == Command::bounce ? "policy-related" : "";
   end.why.reply = removal.command == Command::bounce ? "returned by the operator" : "deleted by the operator";
   end.report = removal.command == Command::bounce;
+  if (removal.why) end.why = *removal.why;
   end.sender = removal.filter.sender;
   size_t found = 0;
   auto visit = [&](Item& item) {
@@ -274,14 +279,11 @@ std::vector<QueueRow> Scheduler::queue_rows() const {
       row.why = "held: " + destination.hold.reason();
     } else if (destination.resolving && !site) {
       row.why = "looking for its MX hosts";
-    } else if (group && group->hold.active(now())) {
-      row.next_attempt_ms = utc_of(group->hold.until());
-      row.why = "held: " + group->hold.reason();
-    } else if (destination.rate && !destination.rate->limiter.allowed(now()) && destination.ready > 0) {
-      row.next_attempt_ms = utc_of(destination.rate->limiter.allowed_at());
-      row.why = "paced by --destination-rate";
+    } else if (group && group->held(now())) {
+      row.next_attempt_ms = utc_of(group->held_until(now()));
+      row.why = "held: " + group->holding(now())->reason();
     } else if (parked > 0 && destination.ready > 0) {
-      row.why = "paced by the shaping file; 'millracectl explain " + destination.domain + "' tells what binds";
+      row.why = "paced by a limit; 'millracectl explain " + destination.domain + "' tells what binds";
     } else if (gated_) {
       row.why = "outcomes wait for the disk";
     } else if (group && destination.ready > 0 && group->open >= connection_limit(*group)) {
@@ -339,8 +341,8 @@ void Scheduler::show(const mail::SpoolId& id, std::function<void(Result<MessageR
         }
         if (destination.hold.active(now())) {
           recipient.why = destination.hold.reason();
-        } else if (destination.site && destination.site->groups[destination.source].hold.active(now())) {
-          recipient.why = destination.site->groups[destination.source].hold.reason();
+        } else if (destination.site && destination.site->groups[destination.source].held(now())) {
+          recipient.why = destination.site->groups[destination.source].holding(now())->reason();
         } else {
           recipient.why = destination.last_reply.text;
         }

@@ -6,6 +6,7 @@
 // address (greylisting), unless the list of sources was changed.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -78,11 +79,6 @@ struct LastReply {
   int64_t at_ms = 0;  // UTC
 };
 
-// --destination-rate counts the messages of a routing domain, whatever its pools and sources.
-struct DomainRate {
-  shaping::RateLimiter limiter;
-};
-
 struct Destination {
   std::string domain, pool;
   unsigned source = 0;
@@ -91,7 +87,6 @@ struct Destination {
   bool resolving = false;
   Site* site = nullptr;
   shaping::Hold hold;                // no usable route just now
-  DomainRate* rate = nullptr;        // nullptr: no limit
   bool tried = false;                // since start, if only by a look-up or a connection that failed
   std::optional<RecipientResult> fatal;  // the domain takes no mail: its mail bounces with this
   std::vector<std::unique_ptr<SubQueue>> queues;
@@ -105,7 +100,7 @@ struct Destination {
   uint64_t delivered = 0, deferred = 0, bounced = 0;
   LastReply last_reply;
   int64_t missing_since_ms = 0;      // UTC: first NXDOMAIN or no data of the domain, 0: none
-  reactor::Timer timer;              // end of a hold, of a rate's pause, or of the wait for a second NXDOMAIN
+  reactor::Timer timer;              // end of a hold, or of the wait for a second NXDOMAIN
   Link ready_link;                   // on its lane group's `ready` while it has mail that may go
   Scheduler* scheduler = nullptr;
 };
@@ -113,8 +108,20 @@ struct Destination {
 struct LaneGroup {
   uint32_t open = 0;                 // slots held: connecting, open and closing
   uint32_t connecting = 0;
+  uint32_t called = 0;               // were idle, and have not come for their attempt yet
   double window = 0;                 // how many may be open: the ramp
-  shaping::Hold hold;
+  shaping::Hold hold;                // of this site
+  shaping::Hold* pair_hold = nullptr;  // of the provider from this source, shared by its sites; nullptr: a site of its own
+  const shaping::Hold* holding(int64_t now) const {
+    if (pair_hold && pair_hold->active(now)) return pair_hold;
+    return hold.active(now) ? &hold : nullptr;
+  }
+  bool held(int64_t now) const { return holding(now) != nullptr; }
+  int64_t held_until(int64_t now) const {
+    int64_t until = hold.active(now) ? hold.until() : INT64_MIN;
+    return pair_hold && pair_hold->active(now) ? std::max(until, pair_hold->until()) : until;
+  }
+  bool probing() const { return hold.failures() > 0 || (pair_hold && pair_hold->failures() > 0); }
   IntrusiveList<Lane, &Lane::idle_link> idle;                  // most recently used first
   IntrusiveList<Destination, &Destination::ready_link> ready;  // served in turn
   bool tried = false;                // a connection failed since start
@@ -138,6 +145,7 @@ struct Site {
   std::shared_ptr<const dns::Route> route;  // the newest one seen
   bool explicit_hop = false;                // smarthost or --route: no ramp, only the limits given
   std::deque<LaneGroup> groups;             // by source
+  uint32_t connect_share = UINT32_MAX;      // this shard's part of the connect rate; 0: it lends its attempts
   shaping::RateLimiter connect_rate;
   uint32_t destinations = 0;                // that point here
   uint32_t recipients_learned = 0;          // the most recipients a transaction may have, 0: unknown

@@ -4,6 +4,7 @@
 //
 // A sub-queue that asks leaves its destination's turn until the answer: it is parked, and costs nothing while
 // it waits. A permit that is not used in time is given back.
+#include "base/log.h"
 #include "dns/mx.h"
 #include "queue/scheduler.h"
 
@@ -14,6 +15,32 @@ using Key = config::ShapingKey;
 
 struct ReleaseLetter : reactor::Letter {
   shaping::Release release;
+};
+
+struct WithdrawalLetter : reactor::Letter {
+  Permit* permit = nullptr;
+};
+
+struct BackOffLetter : reactor::Letter {
+  std::string provider, site, reason;
+  unsigned source = 0;
+};
+
+struct BounceLetter : reactor::Letter {
+  std::string domain;
+  RecipientResult why;
+};
+
+struct ModeLetter : reactor::Letter {
+  std::string provider, site;
+  unsigned source = 0;
+  bool backed_off = false;
+};
+
+struct HoldLetter : reactor::Letter {
+  std::string provider, reason;
+  unsigned source = 0;
+  int64_t rest_ms = 0;  // 0: it has ended
 };
 
 struct RecallLetter : reactor::Letter {
@@ -65,11 +92,14 @@ void Scheduler::find_limits(Site& site, unsigned source) {
   if (messages) group.messages_most = static_cast<uint32_t>(messages->number);
   const config::ShapingValue* recipients = config::at(choice, Key::recipients_per_transaction);
   group.recipients_most = recipients ? static_cast<uint32_t>(recipients->number) : 0;
-  // The file's rate takes the place of --connect-rate.
-  if (config::at(choice, Key::connect_rate)) site.connect_rate = {};
+  if (config::at(choice, Key::connect_rate)) {  // it takes the place of --connect-rate
+    site.connect_share = UINT32_MAX;
+    site.connect_rate = {};
+  }
   shaping::Subject subject{.provider = site.provider, .site = site.key, .source = source};
-  shaping::find_scopes(*rules_, subject, shaping::Purpose::connect, scratch_scopes_);
+  shaping::find_scopes(*rules_, subject, shaping::Purpose::connect, backed_off(subject), scratch_scopes_);
   group.limited = !scratch_scopes_.empty();
+  if (!site.provider.empty()) group.pair_hold = pair_hold_of(site.provider, source);
   if (!group.limited || group.permit) return;
   group.permit = std::make_unique<Permit>();
   group.permit->scheduler = this;
@@ -84,7 +114,7 @@ void Scheduler::find_limits(SubQueue& queue, Site& site) {
   queue.limits_version = rules_version_;
   shaping::Subject subject{site.provider, site.key, destination.source, destination.domain, destination.pool,
                            queue.tenant, queue.job};
-  shaping::find_scopes(*rules_, subject, shaping::Purpose::attempt, scratch_scopes_);
+  shaping::find_scopes(*rules_, subject, shaping::Purpose::attempt, backed_off(subject), scratch_scopes_);
   queue.limited = !scratch_scopes_.empty();
   queue.recipients_most = 0;
   for (const config::ShapingChoice& choice :
@@ -227,6 +257,39 @@ void Scheduler::tell_answers() {
   while (Permit* permit = answers_.pop_front()) answered(*permit);
 }
 
+// What was asked for is wanted no more, unless it is granted already.
+void Scheduler::withdraw(Permit& permit) {
+  if (permit.state != Permit::State::asked || permit.withdrawn) return;
+  if (arbiter_) {
+    if (!permit.waits_for) return;
+    arbiter_->cancel(permit);
+    permit.state = Permit::State::none;
+    return;
+  }
+  permit.withdrawn = true;
+  auto* letter = new WithdrawalLetter;
+  letter->permit = &permit;
+  letter->address<&Scheduler::on_withdrawal>(peers_[0].scheduler);
+  peers_[0].mailbox->push(*letter);
+}
+
+void Scheduler::on_withdrawal(reactor::Letter& letter) {
+  std::unique_ptr<WithdrawalLetter> owned(static_cast<WithdrawalLetter*>(&letter));
+  Permit& permit = *owned->permit;
+  if (!permit.waits_for) return;  // the grant is on its way
+  arbiter_->cancel(permit);
+  const Peer& home = peers_[permit.scheduler->context_.shard];
+  permit.address<&Scheduler::on_withdrawn>(home.scheduler);
+  home.mailbox->push(permit);
+}
+
+void Scheduler::on_withdrawn(reactor::Letter& letter) {
+  auto& permit = static_cast<Permit&>(letter);
+  permit.state = Permit::State::none;
+  permit.withdrawn = false;
+  pump(*permit.site, permit.subject.source);
+}
+
 // Until it is used or has run out.
 void Scheduler::hold_grant(Permit& permit) {
   grants_.push_back(permit);
@@ -237,6 +300,7 @@ void Scheduler::on_answered(reactor::Letter& letter) { answered(static_cast<Perm
 
 void Scheduler::answered(Permit& permit) {
   permit.state = Permit::State::granted;
+  permit.withdrawn = false;
   hold_grant(permit);
   if (!permit.queue) return pump(*permit.site, permit.subject.source);
   SubQueue& queue = *permit.queue;
@@ -300,7 +364,7 @@ void Scheduler::expire_grants() {
 // ---- connections that others wait for
 
 void Scheduler::recall(std::string_view provider, std::string_view site, unsigned source) {
-  retire_idle(provider, site, source);
+  retire_idle(provider, site, source, 1);
   for (unsigned shard = 1; shard < peers_.size(); ++shard) {
     auto* letter = new RecallLetter;
     letter->provider = provider;
@@ -313,14 +377,157 @@ void Scheduler::recall(std::string_view provider, std::string_view site, unsigne
 
 void Scheduler::on_recall(reactor::Letter& letter) {
   std::unique_ptr<RecallLetter> owned(static_cast<RecallLetter*>(&letter));
-  retire_idle(owned->provider, owned->site, owned->source);
+  retire_idle(owned->provider, owned->site, owned->source, 1);
 }
 
-void Scheduler::retire_idle(std::string_view provider, std::string_view site, unsigned source) {
+// Up to `most` of each lane group.
+void Scheduler::retire_idle(std::string_view provider, std::string_view site, unsigned source, uint32_t most) {
   for (auto& [name, each] : sites_) {
+    if (source >= each->groups.size()) continue;
     if (!provider.empty() ? each->provider != provider : !site.empty() && each->key != site) continue;
     LaneGroup& group = each->groups[source];
-    while (Lane* lane = group.idle.pop_front()) lane->retire();
+    for (uint32_t n = 0; n < most; ++n) {
+      Lane* lane = group.idle.pop_front();
+      if (!lane) break;
+      lane->retire();
+    }
+  }
+}
+
+// ---- what replies ask for
+
+bool Scheduler::backed_off(const shaping::Subject& subject) const {
+  return !backed_off_.empty() && backed_off_.contains(shaping::pair_name(*rules_, subject));
+}
+
+void Scheduler::obey(Destination& destination, const RecipientResult& result, int64_t begun) {
+  if (result.asks.back_off) back_off(*destination.site, destination.source, result.reply, result.asks.where);
+  if (result.asks.bounce_queue) {
+    log::warning("{}: what waits for it bounces, by {}: {}", destination.domain, result.asks.where, result.reply);
+    bounce_queue(destination.domain, result);
+    for (unsigned shard = 0; shard < peers_.size(); ++shard) {
+      if (shard == context_.shard) continue;
+      auto* letter = new BounceLetter;
+      letter->domain = destination.domain;
+      letter->why = result;
+      letter->address<&Scheduler::on_bounce_queue>(peers_[shard].scheduler);
+      peers_[shard].mailbox->push(*letter);
+    }
+  } else if (result.asks.defer_queue) {
+    destination.hold.fail(now(), begun, config().hold_ms, result.rest_ms, result.reply + " (" + result.asks.where + ")");
+    evict_ready(destination);
+  }
+}
+
+// Ends all mail for the domain that has been accepted until now.
+void Scheduler::bounce_queue(std::string_view domain, const RecipientResult& why) {
+  Filter filter;
+  filter.domain = domain;
+  filter.before_ms = context_.io.wall_ms() + 1;
+  end_matching(Command::bounce, std::move(filter), [] {});
+  removals_.back().why = why;
+  removals_.back().why->action = Action::bounce;
+  removals_.back().why->asks = {};
+}
+
+void Scheduler::on_bounce_queue(reactor::Letter& letter) {
+  std::unique_ptr<BounceLetter> owned(static_cast<BounceLetter*>(&letter));
+  bounce_queue(owned->domain, owned->why);
+}
+
+void Scheduler::back_off(Site& site, unsigned source, std::string_view reply, std::string_view where) {
+  std::string reason = std::string(reply) + " (" + std::string(where) + ")";
+  if (arbiter_) return arbiter_->back_off({.provider = site.provider, .site = site.key, .source = source}, reason);
+  auto* letter = new BackOffLetter;
+  letter->provider = site.provider;
+  letter->site = site.key;
+  letter->reason = std::move(reason);
+  letter->source = source;
+  letter->address<&Scheduler::on_back_off>(peers_[0].scheduler);
+  peers_[0].mailbox->push(*letter);
+}
+
+void Scheduler::on_back_off(reactor::Letter& letter) {
+  std::unique_ptr<BackOffLetter> owned(static_cast<BackOffLetter*>(&letter));
+  arbiter_->back_off({.provider = owned->provider, .site = owned->site, .source = owned->source}, owned->reason);
+}
+
+void Scheduler::tell_mode(const shaping::Arbiter::Mode& mode, bool backed_off) {
+  set_mode(mode.provider, mode.site, mode.source, backed_off);
+  for (unsigned shard = 1; shard < peers_.size(); ++shard) {
+    auto* letter = new ModeLetter;
+    letter->provider = mode.provider;
+    letter->site = mode.site;
+    letter->source = mode.source;
+    letter->backed_off = backed_off;
+    letter->address<&Scheduler::on_mode>(peers_[shard].scheduler);
+    peers_[shard].mailbox->push(*letter);
+  }
+}
+
+void Scheduler::on_mode(reactor::Letter& letter) {
+  std::unique_ptr<ModeLetter> owned(static_cast<ModeLetter*>(&letter));
+  set_mode(owned->provider, owned->site, owned->source, owned->backed_off);
+}
+
+// Other limits hold for the pair from now on: its lanes and sub-queues find theirs anew.
+void Scheduler::set_mode(std::string_view provider, std::string_view site, unsigned source, bool is_backed_off) {
+  shaping::Subject subject{.provider = provider, .site = site, .source = source};
+  std::string name = shaping::pair_name(*rules_, subject);
+  if (is_backed_off) {
+    backed_off_.insert(std::move(name));
+  } else {
+    backed_off_.erase(name);
+  }
+  ++rules_version_;
+  for (auto& [key, each] : sites_) {
+    if (!provider.empty() ? each->provider != provider : each->key != site || !each->provider.empty()) continue;
+    find_limits(*each, source);
+  }
+  retire_idle(provider, site, source);
+  if (provider.empty()) {
+    if (auto at = sites_.find(std::string(site)); at != sites_.end()) pump(*at->second, source);
+  } else {
+    pump_pair(provider, source);
+  }
+}
+
+shaping::Hold* Scheduler::pair_hold_of(std::string_view provider, unsigned source) {
+  return &pair_holds_[{std::string(provider), source}];
+}
+
+// The other shards hold it as long, or know that it works again.
+void Scheduler::tell_hold(std::string_view provider, unsigned source, const shaping::Hold& hold) {
+  if (!hold.active(now())) pump_pair(provider, source);
+  for (unsigned shard = 0; shard < peers_.size(); ++shard) {
+    if (shard == context_.shard) continue;
+    auto* letter = new HoldLetter;
+    letter->provider = provider;
+    letter->source = source;
+    if (hold.active(now())) {
+      letter->reason = hold.reason();
+      letter->rest_ms = (hold.until() - now()) / 1'000'000 + 1;
+    }
+    letter->address<&Scheduler::on_hold>(peers_[shard].scheduler);
+    peers_[shard].mailbox->push(*letter);
+  }
+}
+
+void Scheduler::on_hold(reactor::Letter& letter) {
+  std::unique_ptr<HoldLetter> owned(static_cast<HoldLetter*>(&letter));
+  shaping::Hold& hold = *pair_hold_of(owned->provider, owned->source);
+  if (owned->rest_ms > 0) {
+    hold.fail(now(), now(), {}, owned->rest_ms, owned->reason);
+    retire_idle(owned->provider, {}, owned->source);
+  } else {
+    hold.clear();
+  }
+  pump_pair(owned->provider, owned->source);
+}
+
+void Scheduler::pump_pair(std::string_view provider, unsigned source) {
+  for (auto& [key, each] : sites_) {
+    if (each->provider == provider) pump(*each, source);
   }
 }
 
@@ -350,22 +557,18 @@ std::vector<ExplainRow> Scheduler::explain(std::string_view domain, const mail::
       if (site) row.provider = site->provider;
       if (group) row.connections = group->open;
       const shaping::Hold* hold = destination.hold.active(now())     ? &destination.hold
-                                  : group && group->hold.active(now()) ? &group->hold
-                                                                       : nullptr;
+                                  : group ? group->holding(now()) : nullptr;
       if (hold) {
         row.why = "held: " + hold->reason();
-        row.held_until_ms = utc_of(hold->until());
+        row.held_until_ms = utc_of(hold == &destination.hold ? hold->until() : group->held_until(now()));
       } else if (destination.fatal) {
         row.why = "its domain takes no mail: " + destination.fatal->reply;
       } else if (!site) {
         row.why = "looking for its MX hosts";
-      } else if (destination.rate && !destination.rate->limiter.allowed(now())) {
-        row.why = "paced by --destination-rate";
-        row.held_until_ms = utc_of(destination.rate->limiter.allowed_at());
       } else if (gated_) {
         row.why = "outcomes wait for the disk";
       } else if (queue.parked) {
-        row.why = "waits for a limit of the shaping file";
+        row.why = "waits for a limit";
       } else if (group->limited && group->permit->state == Permit::State::asked) {
         row.why = "waits for a connection";
       }
@@ -408,6 +611,10 @@ void Scheduler::explain_limits(ExplainRow& row) {
   shaping::Subject subject{row.provider, row.site, row.source_number, row.domain, row.pool, row.tenant, row.job};
   row.connection_limits = arbiter_->describe(subject, shaping::Purpose::connect);
   row.attempt_limits = arbiter_->describe(subject, shaping::Purpose::attempt);
+  if (const shaping::Arbiter::Mode* mode = arbiter_->mode(subject)) {
+    row.mode = "backed off: " + mode->reason;
+    row.mode_until_ms = context_.io.wall_ms() + (mode->until - now()) / 1'000'000;
+  }
   const config::Provider* provider = row.provider.empty() ? nullptr : rules_->provider(row.provider);
   config::ShapingChoice pair = rules_->pair(provider, row.source_number);
   auto say = [](const config::ShapingValue* value, Key key, std::string& text, std::string& where) {

@@ -180,6 +180,7 @@ void Scheduler::finished(Attempt& attempt) {
       end.rest_ms = result.rest_ms;
       if (result.action != Action::delivered) hold_site(site, destination.source, end, attempt.taken_at);
     }
+    if (result.asks.any()) obey(destination, result, attempt.taken_at);
     switch (result.action) {
       case Action::delivered:
       case Action::bounce: ended.push_back(i); break;
@@ -265,6 +266,10 @@ void Scheduler::finished(Attempt& attempt) {
   const RecipientResult& told = attempt.results[(ended.empty() ? deferred : ended).front()];
   if (told.action == Action::delivered) {
     group.hold.clear();
+    if (group.pair_hold && group.pair_hold->failures() > 0) {
+      group.pair_hold->works(attempt.taken_at);
+      if (group.pair_hold->failures() == 0) tell_hold(site.provider, destination.source, *group.pair_hold);
+    }
     if (group.window < connection_limit(group)) {
       group.window += 1 / group.window;
       pump(site, destination.source);

@@ -18,6 +18,7 @@ struct Permit : shaping::Request {
   SubQueue* queue = nullptr;       // whose next attempt; nullptr: a connection of `site`
   Site* site = nullptr;            // that the subject names
   State state = State::none;
+  bool withdrawn = false;          // asked, and then not wanted: the arbiter has been told
   Link link;                       // granted: on Scheduler::grants_; about to be told: on Scheduler::answers_
 
   shaping::Release release() const { return {set, to_release, granted_at, recipients, octets, false, false}; }

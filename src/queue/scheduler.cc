@@ -48,6 +48,12 @@ std::string_view to_string(Command command) {
   return "?";
 }
 
+// A configuration that was not read by config/parse.h may come without.
+static std::shared_ptr<const config::Shaping> rules_of(const config::Config& config) {
+  if (config.shaping_rules) return config.shaping_rules;
+  return *config::Shaping::parse({}, {}, config.sources, config.destination_rate);
+}
+
 Scheduler::Scheduler(Context context) : context_(std::move(context)), prng_(context_.io.random()) {
   waiter_timer_.bind<&Scheduler::on_waiter_timer>(this);
   note_timer_.bind<&Scheduler::retry_failed_notes>(this);
@@ -59,12 +65,13 @@ Scheduler::Scheduler(Context context) : context_(std::move(context)), prng_(cont
   answering_.bind<&Scheduler::tell_answers>(this);
   wall_base_ms_ = context_.io.wall_ms();
   monotonic_base_ = now();
-  rules_ = config().shaping_rules ? config().shaping_rules : config::Shaping::built_in();
+  rules_ = rules_of(config());
   if (context_.shard == 0) {
     arbiter_ = std::make_unique<shaping::Arbiter>(context_.io, rules_);
     arbiter_->on_contended = [this](std::string_view provider, std::string_view site, unsigned source) {
       recall(provider, site, source);
     };
+    arbiter_->on_mode = [this](const shaping::Arbiter::Mode& mode, bool backed_off) { tell_mode(mode, backed_off); };
   }
 }
 
@@ -158,14 +165,11 @@ void Scheduler::report_stopped() {
 
 void Scheduler::adopt(config::Snapshot config) {
   context_.config = std::move(config);
-  rules_ = this->config().shaping_rules ? this->config().shaping_rules : config::Shaping::built_in();
+  rules_ = rules_of(this->config());
   ++rules_version_;
   if (arbiter_) arbiter_->adopt(rules_);
-  for (auto& [name, rate] : domain_rates_) {
-    rate->limiter = limiter_of(this->config().destination_rate);
-  }
   for (auto& [name, site] : sites_) {
-    site->connect_rate = connect_rate_of(*site);
+    set_connect_rate(*site);
     if (name == site->key) site->provider = provider_of(*site->route, {});
     // A source that is gone keeps its group until its lanes have ended; new ones get a group.
     size_t wanted = std::max<size_t>(1, this->config().sources.size());
@@ -230,15 +234,14 @@ void Scheduler::on_waiter_timer() {
   }
 }
 
-unsigned Scheduler::source_of(const mail::SpoolId& id) const {
-  size_t count = config().sources.size();
-  return count <= 1 ? 0 : static_cast<unsigned>((mail::SpoolIdHash()(id) >> 7) % count);
+unsigned Scheduler::source_of(const mail::SpoolId& id, std::string_view pool) const {
+  return rules_->source_of(pool, mail::SpoolIdHash()(id) >> 7, static_cast<unsigned>(config().sources.size()));
 }
 
 void Scheduler::enqueue(MessageRef message) {
   ++stats_.enqueued;
   const mail::Envelope& envelope = message->envelope;
-  unsigned source = source_of(message->id);
+  unsigned source = source_of(message->id, envelope.pool);
   auto adopt_item = [&](Item& item) {
     item.location = message->location;
     item.expires_s = static_cast<uint32_t>(envelope.expires_ms / 1000);
@@ -305,11 +308,6 @@ Destination& Scheduler::destination_of(std::string_view domain, std::string_view
   destination->pool = pool;
   destination->source = source;
   destination->scheduler = this;
-  if (config().destination_rate.limited()) {
-    auto& rate = domain_rates_[destination->domain];
-    if (!rate) rate = std::make_unique<DomainRate>(DomainRate{limiter_of(config().destination_rate)});
-    destination->rate = rate.get();
-  }
   destination->timer.owner = destination.get();
   destination->timer.call = [](void* self) {
     auto* it = static_cast<Destination*>(self);
@@ -556,8 +554,7 @@ Item& Scheduler::split(Item& item, const std::vector<uint32_t>& recipients) {
 
 bool Scheduler::blocked(const Destination& destination) const {
   if (destination.hold.active(now()) || destination.fatal) return true;
-  if (destination.rate && !destination.rate->limiter.allowed(now()) && destination.ready > kLoadAhead) return true;
-  return destination.site && destination.site->groups[destination.source].hold.active(now());
+  return destination.site && destination.site->groups[destination.source].held(now());
 }
 
 // Mail of the destination may be able to go: find out what it still needs, in the order of the needs.
@@ -576,10 +573,6 @@ void Scheduler::work_arrived(Destination& destination, bool its_turn) {
       context_.agent.resolve(destination);
     }
     if (!destination.site) return;  // else the old route serves until the new one is here
-  }
-  if (destination.rate && !destination.rate->limiter.allowed(now())) {
-    if (!destination.timer.armed()) timers.arm(destination.timer, destination.rate->limiter.allowed_at());
-    return;
   }
   LaneGroup& group = destination.site->groups[destination.source];
   if (its_turn) destination.ready_link.unlink();
@@ -608,35 +601,51 @@ double Scheduler::first_window(const Site& site, const LaneGroup& group) const {
   return site.explicit_hop ? limit : std::min<double>(config().initial_connections, limit);
 }
 
-shaping::RateLimiter Scheduler::connect_rate_of(const Site& site) const {
-  if (site.explicit_hop && !config().connect_rate_given) return {};
-  return limiter_of(config().connect_rate);
+// --connect-rate in whole connections a shard: fractions would let each begin one more than its part.
+void Scheduler::set_connect_rate(Site& site) const {
+  config::Rate rate = config().connect_rate;
+  site.connect_share = UINT32_MAX;
+  site.connect_rate = {};
+  if (!rate.limited() || (site.explicit_hop && !config().connect_rate_given)) return;
+  site.connect_share = share_of(static_cast<uint32_t>(rate.count));
+  rate.count = site.connect_share;
+  site.connect_rate = shaping::RateLimiter(rate);
 }
 
-shaping::RateLimiter Scheduler::limiter_of(config::Rate rate) const {
-  rate.count /= context_.shards;
-  return shaping::RateLimiter(rate);
+// For how many lanes it has work now, up to `most`: a sub-queue that asks before each attempt has some for one.
+uint32_t Scheduler::work_of(Destination& destination, uint32_t most) {
+  uint32_t work = 0;
+  auto add = [&](const SubQueue& queue) { work += queue.limited ? 1 : queue.due(); };
+  for (SubQueue* queue = destination.active.front(); queue && work <= most; queue = destination.active.next(*queue)) {
+    add(*queue);
+  }
+  for (SubQueue* queue = destination.loaded.front(); queue && work <= most; queue = destination.loaded.next(*queue)) {
+    if (!queue->active_link.linked()) add(*queue);
+  }
+  return work;
 }
 
 // Wakes idle lanes and opens new ones for the mail that may go.
 void Scheduler::pump(Site& site, unsigned source) {
   LaneGroup& group = site.groups[source];
-  if (gated_ || stopping_ || (group.ready.empty() && group.borrowed.empty()) || group.hold.active(now())) {
-    if (group.hold.active(now()) && !site.timer.armed()) context_.io.timers().arm(site.timer, group.hold.until());
+  if (gated_ || stopping_ || (group.ready.empty() && group.borrowed.empty()) || group.held(now())) {
+    if (group.held(now()) && !site.timer.armed()) context_.io.timers().arm(site.timer, group.held_until(now()));
     return;
   }
   uint32_t share = total_share();
-  if (connection_limit(group) == 0 || share == 0) return lend(site, source);
+  if (connection_limit(group) == 0 || share == 0 || site.connect_share == 0) return lend(site, source);
   uint32_t limit = std::clamp(static_cast<uint32_t>(group.window), 1u, connection_limit(group));
-  if (group.hold.failures() > 0) limit = std::min(limit, 1u);  // one probe until it works again
+  if (group.probing()) limit = std::min(limit, 1u);  // one probe until it works again
   // More work than lanes need not be counted.
   uint32_t work = group.borrowed_count;
-  for (Destination* at = group.ready.front(); at && work <= limit; at = group.ready.next(*at)) work += at->ready;
-  uint32_t coming = group.connecting;
+  for (Destination* at = group.ready.front(); at && work <= limit; at = group.ready.next(*at)) work += work_of(*at, limit);
+  uint32_t coming = group.connecting + group.called;
   while (coming < work) {
     Lane* lane = group.idle.pop_front();
     if (!lane) break;
     ++coming;
+    ++group.called;
+    lane->called = true;
     lane->wake();
   }
   while (coming < work && group.open < limit) {
@@ -834,7 +843,9 @@ void Scheduler::open_gate() {
 Attempt* Scheduler::take(Lane& lane) {
   Site& site = *lane.site;
   LaneGroup& group = site.groups[lane.source];
-  if (stopping_ || group.hold.active(now())) {
+  group.called -= std::exchange(lane.called, false);
+  // A connection that was begun before there was a limit on them is in nobody's count.
+  if (stopping_ || group.held(now()) || (group.limited && !lane.permit.set)) {
     lane.retire();
     return nullptr;
   }
@@ -843,9 +854,15 @@ Attempt* Scheduler::take(Lane& lane) {
     context_.io.timers().arm(gate_timer_, now() + 20 * kMillisecond);
   }
   if (!gated_) {
-    if (Attempt* attempt = next_attempt(site, group)) return attempt;
+    if (Attempt* attempt = next_attempt(site, group)) {
+      // Mail under a limit asks for one lane at a time; the next may go beside this one.
+      if (attempt->permit.set && !group.ready.empty()) pump(site, lane.source);
+      return attempt;
+    }
   }
-  if (arbiter_ && lane.permit.set && arbiter_->contended(*lane.permit.set)) {
+  // A lane with nothing to send: no further one is wanted, and what waits for one is then somebody else's.
+  if (group.permit) withdraw(*group.permit);
+  if (arbiter_ && lane.permit.set && arbiter_->wanted(*lane.permit.set)) {
     lane.retire();  // somebody waits for its slot
     return nullptr;
   }
@@ -862,15 +879,6 @@ Attempt* Scheduler::next_attempt(Site& site, LaneGroup& group) {
   }
   while (Destination* destination = group.ready.front()) {
     destination->ready_link.unlink();
-    if (destination->rate && !destination->rate->limiter.allowed(now())) {
-      if (!destination->timer.armed()) {
-        context_.io.timers().arm(destination->timer, destination->rate->limiter.allowed_at());
-      }
-      if (destination->ready > kLoadAhead || destination->rate->limiter.allowed_at() > now() + kSecond) {
-        evict_ready(*destination);
-      }
-      continue;
-    }
     uint32_t loads = loads_;
     Item* item = next_item(*destination);
     if (!item && loads_ > loads) break;  // a lane has no use for more than it asked for; that wakes it
@@ -886,7 +894,6 @@ Attempt* Scheduler::next_attempt(Site& site, LaneGroup& group) {
       if (!destination->active.empty() || !destination->loaded.empty()) group.ready.push_front(*destination);
       continue;
     }
-    if (destination->rate) destination->rate->limiter.charge(now());
     Attempt* attempt = make_attempt(*item, site);
     attempt->permit = queue.limited ? use(*queue.permit) : shaping::Release{};
     if (!destination->active.empty() || !destination->loaded.empty()) group.ready.push_back(*destination);
@@ -909,8 +916,10 @@ void Scheduler::lend(Site& site, unsigned source) {
     attempt->lent_by = &site;
     attempt->source = source;
     attempt->held_until = 0;
-    // Every shard below both limits has a share of each.
-    const Peer& peer = peers_[context_.shard % std::min(config().destination_connections, config().total_connections)];
+    // Every shard below all of these has a share of each.
+    uint32_t sharing = std::min(config().destination_connections, config().total_connections);
+    if (site.connect_share != UINT32_MAX) sharing = std::min(sharing, static_cast<uint32_t>(config().connect_rate.count));
+    const Peer& peer = peers_[context_.shard % sharing];
     attempt->address<&Scheduler::on_borrowed>(peer.scheduler);
     peer.mailbox->push(*attempt);
   }
@@ -922,14 +931,14 @@ void Scheduler::on_borrowed(reactor::Letter& letter) {
   LaneGroup& group = site.groups[attempt.source];
   group.borrowed.push_back(attempt);
   ++group.borrowed_count;
-  if (stopping_ || group.hold.active(now())) return return_all_borrowed(group);
+  if (stopping_ || group.held(now())) return return_all_borrowed(group);
   pump(site, attempt.source);
 }
 
 void Scheduler::return_all_borrowed(LaneGroup& group) {
   while (Attempt* attempt = group.borrowed.pop_front()) {
     --group.borrowed_count;
-    attempt->held_until = group.hold.until();
+    attempt->held_until = group.held_until(now());
     return_borrowed(*attempt);
   }
 }
@@ -989,6 +998,7 @@ Attempt* Scheduler::make_attempt(Item& item, const Site& site) {
     result.bounce_class = {};
     result.reply.clear();
     result.rest_ms = 0;
+    if (result.asks.any()) result.asks = {};
   }
   attempt->recipients_learned = 0;
   attempt->receiver_reports = false;
@@ -1022,7 +1032,9 @@ void Scheduler::lane_closed(Lane& lane, const LaneEnd& end) {
     --group.connecting;
   }
   lane.idle_link.unlink();
+  group.called -= std::exchange(lane.called, false);
   give_back_all(lane.permit, true, true);
+  if (end.asks.back_off) back_off(site, lane.source, end.reply, end.asks.where);
   --group.open;
   --lanes_open_;
   switch (end.cause) {
@@ -1054,11 +1066,14 @@ void Scheduler::lane_closed(Lane& lane, const LaneEnd& end) {
 
 void Scheduler::hold_site(Site& site, unsigned source, const LaneEnd& end, int64_t begun) {
   LaneGroup& group = site.groups[source];
-  bool was_held = group.hold.active(now());
+  bool about_pair = group.pair_hold && (end.scope == events::Scope::source || end.scope == events::Scope::provider);
+  shaping::Hold& hold = about_pair ? *group.pair_hold : group.hold;
+  bool was_held = hold.active(now());
   std::string why = end.reply.empty() ? std::string(to_string(end.stage)) + " failed" : end.reply;
-  group.hold.fail(now(), begun, config().hold_ms, end.rest_ms, why);
-  if (was_held || !group.hold.active(now())) return;
+  hold.fail(now(), begun, config().hold_ms, end.rest_ms, why);
+  if (was_held || !hold.active(now())) return;
   queue_event(site, end, source);
+  if (about_pair) tell_hold(site.provider, source, hold);
   // What waits behind a hold leaves memory; the spool has it.
   for (Destination* at = group.ready.front(); at; at = group.ready.next(*at)) {
     evict_ready(*at);
@@ -1066,14 +1081,14 @@ void Scheduler::hold_site(Site& site, unsigned source, const LaneEnd& end, int64
   }
   while (Lane* lane = group.idle.pop_front()) lane->retire();
   return_all_borrowed(group);
-  if (!site.timer.armed()) context_.io.timers().arm(site.timer, group.hold.until());
+  if (!site.timer.armed()) context_.io.timers().arm(site.timer, group.held_until(now()));
 }
 
 void Scheduler::queue_event(Site& site, const LaneEnd& end, unsigned source) {
   events::Event event;
   event.type = events::Type::queue;
   event.time_ms = context_.io.wall_ms();
-  event.next_attempt_ms = event.time_ms + (site.groups[source].hold.until() - now()) / kMillisecond;
+  event.next_attempt_ms = event.time_ms + (site.groups[source].held_until(now()) - now()) / kMillisecond;
   event.site = site.key;
   event.provider = site.provider.empty() ? std::string_view(site.key) : site.provider;
   event.stage = end.stage;
@@ -1084,7 +1099,7 @@ void Scheduler::queue_event(Site& site, const LaneEnd& end, unsigned source) {
   std::string peer = end.peer.empty() ? std::string() : end.peer.to_string();
   event.peer = peer;
   event.scope = end.scope;
-  event.reason = site.groups[source].hold.reason();
+  if (const shaping::Hold* hold = site.groups[source].holding(now())) event.reason = hold->reason();
   std::string from;
   if (source < config().sources.size()) {
     const config::Source& at = config().sources[source];
@@ -1107,7 +1122,7 @@ Site& Scheduler::site_of(const std::shared_ptr<const dns::Route>& route, std::st
     site->route = route;
     site->explicit_hop = route->explicit_hop;
     site->scheduler = this;
-    site->connect_rate = connect_rate_of(*site);
+    set_connect_rate(*site);
     size_t groups = std::max<size_t>(1, config().sources.size());
     for (unsigned source = 0; source < groups; ++source) {
       site->groups.emplace_back();
@@ -1275,7 +1290,7 @@ void Scheduler::recover(const spool::Recovered& found) {
       state.recipients.push_back({number, 0, summary->received_ms, 0});
     }
   }
-  unsigned source = source_of(found.id);
+  unsigned source = source_of(found.id, summary->pool);
   Fanout* fanout = nullptr;
   if (summary->recipient_domains.size() > 1) {
     fanout = new Fanout;

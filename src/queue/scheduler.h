@@ -7,6 +7,7 @@
 
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -90,6 +91,8 @@ struct ExplainRow {
   int64_t next_attempt_ms = 0;         // UTC; 0: not known
   std::string why;                     // a hold, or where it stands; the limits are apart
   int64_t held_until_ms = 0;           // UTC
+  std::string mode;                    // "backed off: ..."; empty: normal
+  int64_t mode_until_ms = 0;           // UTC
   // By the arbiter, on its shard.
   std::vector<shaping::LimitRow> connection_limits, attempt_limits;
   std::string messages_per_connection, messages_per_connection_where;
@@ -185,6 +188,7 @@ class Scheduler final : public Dispatcher, public Intake {
     size_t slot = 0;      // of the index: how far the scan has come
     size_t capacity = 0;  // of the index when the scan began
     uint64_t found = 0;   // in this round
+    std::optional<RecipientResult> why;  // not an operator's word
   };
 
   int64_t now() const { return context_.io.now(); }
@@ -192,7 +196,7 @@ class Scheduler final : public Dispatcher, public Intake {
 
   // ---- items (scheduler.cc)
   Destination& destination_of(std::string_view domain, std::string_view pool, unsigned source);
-  unsigned source_of(const mail::SpoolId& id) const;
+  unsigned source_of(const mail::SpoolId& id, std::string_view pool) const;
   SubQueue& sub_queue_of(Destination& destination, std::string_view tenant, std::string_view job);
   Item& make_item(const mail::SpoolId& id, SubQueue& queue);
   void enter(Item& item, State state, bool front = false);
@@ -210,6 +214,7 @@ class Scheduler final : public Dispatcher, public Intake {
   // ---- dispatch (scheduler.cc)
   void work_arrived(Destination& destination, bool its_turn = false);
   bool blocked(const Destination& destination) const;
+  static uint32_t work_of(Destination& destination, uint32_t most);
   void pump(Site& site, unsigned source);
   Item* next_item(Destination& destination);
   bool may_load(const Destination& destination) const;
@@ -236,9 +241,7 @@ class Scheduler final : public Dispatcher, public Intake {
   void look_up_failed(Destination& destination, const dns::Route& route);
   void set_fatal(Destination& destination, const dns::Route& route);
   double first_window(const Site& site, const LaneGroup& group) const;
-  // This shard's part of a rate: the parts of all shards add up to it.
-  shaping::RateLimiter limiter_of(config::Rate rate) const;
-  shaping::RateLimiter connect_rate_of(const Site& site) const;
+  void set_connect_rate(Site& site) const;
   void hold_site(Site& site, unsigned source, const LaneEnd& end, int64_t begun);
   void evict_ready(Destination& destination);
   void evict_ready(SubQueue& queue);
@@ -269,6 +272,9 @@ class Scheduler final : public Dispatcher, public Intake {
   void on_answered(reactor::Letter& letter);  // the shard that asked
   static void on_granted(void* owner, shaping::Request& request);
   void tell_answers();
+  void withdraw(Permit& permit);
+  void on_withdrawal(reactor::Letter& letter);  // the arbiter's shard
+  void on_withdrawn(reactor::Letter& letter);   // the shard that asked
   void answered(Permit& permit);
   void give_back(Permit& permit);
   void release(const shaping::Release& release);
@@ -276,7 +282,21 @@ class Scheduler final : public Dispatcher, public Intake {
   void expire_grants();
   void recall(std::string_view provider, std::string_view site, unsigned source);
   void on_recall(reactor::Letter& letter);
-  void retire_idle(std::string_view provider, std::string_view site, unsigned source);
+  // Replies that the operator's lines speak of, and holds and back-offs that all shards know.
+  void obey(Destination& destination, const RecipientResult& result, int64_t begun);
+  void bounce_queue(std::string_view domain, const RecipientResult& why);
+  void on_bounce_queue(reactor::Letter& letter);
+  void back_off(Site& site, unsigned source, std::string_view reply, std::string_view where);
+  void on_back_off(reactor::Letter& letter);
+  void tell_mode(const shaping::Arbiter::Mode& mode, bool backed_off);
+  void on_mode(reactor::Letter& letter);
+  void set_mode(std::string_view provider, std::string_view site, unsigned source, bool backed_off);
+  void tell_hold(std::string_view provider, unsigned source, const shaping::Hold& hold);
+  void on_hold(reactor::Letter& letter);
+  void pump_pair(std::string_view provider, unsigned source);
+  shaping::Hold* pair_hold_of(std::string_view provider, unsigned source);
+  bool backed_off(const shaping::Subject& subject) const;
+  void retire_idle(std::string_view provider, std::string_view site, unsigned source, uint32_t most = UINT32_MAX);
   void give_back_all(shaping::Release& permit, bool used, bool accepted);
 
   // ---- outcomes (outcome.cc)
@@ -333,12 +353,13 @@ class Scheduler final : public Dispatcher, public Intake {
   reactor::Deferred answering_;
   reactor::Timer grant_timer_;
   std::vector<shaping::ScopeRef> scratch_scopes_;
+  std::unordered_set<std::string> backed_off_;  // names of pairs
+  std::map<std::pair<std::string, unsigned>, shaping::Hold, std::less<>> pair_holds_;
 
   IdIndex index_;
   std::unordered_map<Item*, PendingEnd> endings_;  // of items whose `ending` is set
   std::unordered_map<std::string, std::unique_ptr<Destination>> destinations_;
   std::unordered_map<std::string, std::unique_ptr<Site>> sites_;
-  std::unordered_map<std::string, std::unique_ptr<DomainRate>> domain_rates_;
   std::string key_;  // scratch for look-ups
   IntrusiveList<Message, &Message::resident_link> residents_;
   IntrusiveList<AdmissionWaiter, &AdmissionWaiter::link> waiters_;

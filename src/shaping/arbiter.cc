@@ -34,6 +34,7 @@ struct Counter {
   bool kept = false, writing = false;
   uint64_t charged = 0, written = 0;
   uint32_t waiting_count = 0;
+  uint32_t leaving = 0;                         // connections: that end for those that wait
   int64_t recalled_at = INT64_MIN / 2;
   IntrusiveList<Request, &Request::wait_link> waiting;
   reactor::Timer timer;
@@ -91,6 +92,7 @@ Arbiter::Arbiter(reactor::Io& io, std::shared_ptr<const config::Shaping> rules) 
 
 Arbiter::~Arbiter() {
   *alive_ = false;
+  for (auto& [name, mode] : modes_) mode->timer.cancel();
   for (auto& [name, scope] : scopes_) {
     for (auto& counter : scope->counters) {
       counter->timer.cancel();
@@ -108,7 +110,7 @@ void Arbiter::bind(Request& request) {
 }
 
 ScopeSet& Arbiter::set_of(const Subject& subject, Purpose purpose) {
-  find_scopes(*rules_, subject, purpose, found_);
+  find_scopes(*rules_, subject, purpose, backed_off(subject), found_);
   // Subjects with the same limits share a set: its key names the scopes, not the subject.
   key_.assign(purpose == Purpose::connect ? "c" : "a");
   for (const ScopeRef& found : found_) {
@@ -320,6 +322,9 @@ void Arbiter::serve(Counter& counter) {
   while (Request* request = counter.waiting.front()) {
     Counter* other = blocking(*request, &counter);
     if (other == &counter) break;
+    // The attempt that a connection waited for could have gone. Others will take it before there is a slot, so
+    // from now on the slot is all that is waited for.
+    if (!counter.counts(request->purpose)) request->condition = nullptr;
     request->wait_link.unlink();
     --counter.waiting_count;
     request->waits_for = nullptr;
@@ -333,10 +338,12 @@ void Arbiter::serve(Counter& counter) {
   arm(counter);
 }
 
-bool Arbiter::contended(const ScopeSet& set) const {
+bool Arbiter::wanted(const ScopeSet& set) {
   for (const Scope* scope : set.scopes) {
     for (const auto& counter : scope->counters) {
-      if (counter->key == Key::connections && counter->waiting_count > 0) return true;
+      if (counter->key != Key::connections || counter->waiting_count <= counter->leaving) continue;
+      ++counter->leaving;
+      return true;
     }
   }
   return false;
@@ -359,6 +366,7 @@ void Arbiter::release(const Release& release) {
         if (!release.to_release) continue;
         ASSERT(counter.used > 0);
         --counter.used;
+        if (counter.leaving > 0) --counter.leaving;
       } else if (counter.kind == Counter::Kind::pace && !release.used) {
         counter.pace.refund(now(), release.granted_at);
       } else if (counter.kind == Counter::Kind::window &&
@@ -378,11 +386,16 @@ void Arbiter::release(const Release& release) {
 
 // ---- reload
 
-// Slots that are out belong to the scopes they were counted in; sets that have any are bound anew here, so that the
-// counts go where they belong now.
 void Arbiter::adopt(std::shared_ptr<const config::Shaping> rules) {
-  rules_ = std::move(rules);
-  // Requests wait for counters that may mean something else now: each is asked anew.
+  ask_anew([&] { rules_ = std::move(rules); });
+}
+
+// Around a change of what holds for whom. Slots that are out belong to the scopes they were counted in; sets that have
+// any are bound anew here, so that the counts go where they belong now. Requests wait for counters that may mean
+// something else then: each is asked anew.
+void Arbiter::ask_anew(const std::function<void()>& change) {
+  for (auto& [key, set] : sets_) count_out(*set, -1);
+  change();
   std::vector<Request*> waiting;
   for (auto& [name, scope] : scopes_) {
     for (auto& counter : scope->counters) {
@@ -395,11 +408,10 @@ void Arbiter::adopt(std::shared_ptr<const config::Shaping> rules) {
       counter->waiting_count = 0;
     }
   }
-  for (auto& [key, set] : sets_) count_out(*set, -1);
   std::unordered_map<std::string, config::ShapingChoice> choices;
   for (auto& [key, set] : sets_) {
     Subject subject{set->provider, set->site, set->source, set->domain, set->pool, set->tenant, set->job};
-    find_scopes(*rules_, subject, set->purpose, found_);
+    find_scopes(*rules_, subject, set->purpose, backed_off(subject), found_);
     for (const ScopeRef& found : found_) {
       // A scope that is known gets its new values; counters that both have go on counting.
       if (auto at = scopes_.find(found.name); at != scopes_.end() && choices.try_emplace(found.name, found.choice).second) {
@@ -414,6 +426,50 @@ void Arbiter::adopt(std::shared_ptr<const config::Shaping> rules) {
   for (Request* request : waiting) {
     if (submit(*request)) request->granted(request->owner, *request);
   }
+}
+
+// ---- back-off
+
+const Arbiter::Mode* Arbiter::mode(const Subject& subject) const {
+  if (modes_.empty()) return nullptr;
+  auto at = modes_.find(pair_name(*rules_, subject));
+  return at == modes_.end() ? nullptr : at->second.get();
+}
+
+void Arbiter::back_off(const Subject& subject, std::string_view reason) {
+  std::string name = pair_name(*rules_, subject);
+  auto& mode = modes_[name];
+  bool fresh = !mode;
+  const config::Provider* provider = subject.provider.empty() ? nullptr : rules_->provider(subject.provider);
+  if (fresh) {
+    mode = std::make_unique<Mode>();
+    mode->provider = subject.provider;
+    mode->site = subject.site;
+    mode->source = subject.source;
+    mode->since = now();
+    mode->arbiter = this;
+    mode->timer.owner = mode.get();
+    mode->timer.call = [](void* self) {
+      auto* it = static_cast<Mode*>(self);
+      it->arbiter->end_mode(*it);
+    };
+  }
+  mode->reason = reason;
+  mode->until = now() + rules_->normal_after_ms(provider) * 1'000'000;
+  io_.timers().arm(mode->timer, mode->until);
+  if (!fresh) return;
+  log::warning("{}: backed off: {}", name, reason);
+  ask_anew([] {});
+  if (on_mode) on_mode(*mode, true);
+}
+
+void Arbiter::end_mode(Mode& mode) {
+  Subject subject{.provider = mode.provider, .site = mode.site, .source = mode.source};
+  std::string name = pair_name(*rules_, subject);
+  log::info("{}: normal again", name);
+  auto ended = modes_.extract(name);
+  ask_anew([] {});
+  if (on_mode && !ended.empty()) on_mode(*ended.mapped(), false);
 }
 
 // Moves the set's slots into its scopes' counts, or out of them.
@@ -482,7 +538,7 @@ void Arbiter::persist(Counter& counter) {
 std::vector<LimitRow> Arbiter::describe(const Subject& subject, Purpose purpose) {
   std::vector<LimitRow> rows;
   std::vector<ScopeRef> found;
-  find_scopes(*rules_, subject, purpose, found);
+  find_scopes(*rules_, subject, purpose, backed_off(subject), found);
   for (const ScopeRef& ref : found) {
     Scope& scope = scope_of(ref);
     for (auto& counter : scope.counters) {

@@ -108,14 +108,30 @@ class Arbiter {
   void release(const Release& release);
   // A waiting request that is wanted no more. REQUIRES: not granted.
   void cancel(Request& request);
-  // Someone waits for a connection that `set` holds.
-  bool contended(const ScopeSet& set) const;
-  // Called when connections are waited for, at most every kRecallNs a limit: those that idle should
+  // Someone waits for a connection of `set`, which holds one that has nothing to send: it is to end then. One for
+  // each that waits.
+  bool wanted(const ScopeSet& set);
+  // Called when connections are waited for, at most every kRecallNs a limit: one that idles should
   // end. `provider` and `site` are empty where it is the source's limit.
   std::function<void(std::string_view provider, std::string_view site, unsigned source)> on_contended;
   static constexpr int64_t kRecallNs = 100'000'000;
 
   void adopt(std::shared_ptr<const config::Shaping> rules);
+
+  // The (provider, source) of the subject gets its back-off limits until no more such reply has come for
+  // the time that the rules say.
+  void back_off(const Subject& subject, std::string_view reason);
+  struct Mode {
+    std::string provider, site, reason;  // site: of the first reply; of a provider all sites are meant
+    unsigned source = 0;
+    int64_t since = 0, until = 0;        // monotonic
+    Arbiter* arbiter = nullptr;
+    reactor::Timer timer;
+  };
+  // nullptr: normal.
+  const Mode* mode(const Subject& subject) const;
+  // Called when one begins or ends.
+  std::function<void(const Mode& mode, bool backed_off)> on_mode;
 
   // Budgets of an hour or longer survive a restart: a part of each is written down before it is used.
   // `write` answers by its callback, later. Without it nothing is kept. Before the first request, after
@@ -146,6 +162,9 @@ class Arbiter {
   void arm(Counter& counter);
   void persist(Counter& counter);
   void count_out(ScopeSet& set, int by);
+  void end_mode(Mode& mode);
+  void ask_anew(const std::function<void()>& change);
+  bool backed_off(const Subject& subject) const { return !modes_.empty() && mode(subject) != nullptr; }
   int64_t now() const { return io_.now(); }
 
   reactor::Io& io_;
@@ -153,6 +172,7 @@ class Arbiter {
   std::unordered_map<std::string, std::unique_ptr<Scope>> scopes_;
   std::unordered_map<std::string, std::unique_ptr<ScopeSet>> sets_;
   std::unordered_map<std::string, std::string> recovered_;  // budgets whose scope has not been met yet
+  std::unordered_map<std::string, std::unique_ptr<Mode>> modes_;  // of those that are backed off, by the pair's name
   std::vector<ScopeRef> found_;  // scratch
   std::string key_;
   Write write_;

@@ -28,6 +28,10 @@ class Hold {
     until_ = now + wait_ms * 1'000'000;
     reason_ = why;
   }
+  // What was begun at `begun` has gone well: it works again, unless that was before it was held.
+  void works(int64_t begun) {
+    if (begun >= since_) clear();
+  }
   // It works again.
   void clear() {
     if (failures_ == 0) return;

@@ -22,6 +22,8 @@ class RateLimiter {
     // Events that fit kCatchUp; at least 1 (no tolerance), at most half of the limit.
     double burst = std::clamp(rate.count * kCatchUp / period_ns, 1.0, std::max(1.0, rate.count / 2));
     burst = static_cast<double>(static_cast<int64_t>(burst));
+    // One event may catch up where a spacing rounded up to a tick costs more than the wider spacing does.
+    if (burst < 2 && rate.count >= 4 && rate.count * rate.count * kTick > period_ns) burst = 2;
     interval_ = static_cast<int64_t>(period_ns / (rate.count - burst + 1) + 1);
     tolerance_ = static_cast<int64_t>((burst - 1) * static_cast<double>(interval_));
   }
@@ -45,7 +47,7 @@ class RateLimiter {
   }
 
  private:
-  static constexpr double kCatchUp = 2e6;  // nanoseconds
+  static constexpr double kCatchUp = 2e6, kTick = 1e6;  // nanoseconds
   int64_t interval_ = 0;                   // nanoseconds between events; 0: no limit
   int64_t tolerance_ = 0;
   int64_t due_ = INT64_MIN / 2;            // the theoretical arrival time of the next event

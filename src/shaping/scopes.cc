@@ -17,7 +17,14 @@ bool matters(const config::ShapingChoice& choice, Purpose purpose) {
 
 }  // namespace
 
-void find_scopes(const config::Shaping& rules, const Subject& subject, Purpose purpose, std::vector<ScopeRef>& out) {
+std::string pair_name(const config::Shaping& rules, const Subject& subject) {
+  bool site = subject.provider.empty();
+  return std::string(site ? "site " : "provider ") + std::string(site ? subject.site : subject.provider) + " from source " +
+         rules.source_name(subject.source);
+}
+
+void find_scopes(const config::Shaping& rules, const Subject& subject, Purpose purpose, bool backed_off,
+                 std::vector<ScopeRef>& out) {
   out.clear();
   const config::Provider* provider = subject.provider.empty() ? nullptr : rules.provider(subject.provider);
   std::string source = rules.source_name(subject.source);
@@ -25,9 +32,8 @@ void find_scopes(const config::Shaping& rules, const Subject& subject, Purpose p
     if (matters(choice, purpose)) out.push_back({name(), choice});
   };
   std::string_view receiver = subject.provider.empty() ? subject.site : subject.provider;
-  add(rules.pair(provider, subject.source), [&] {
-    return std::string(subject.provider.empty() ? "site " : "provider ") + std::string(receiver) + " from source " + source;
-  });
+  add(backed_off ? rules.backed_off(provider, subject.source) : rules.pair(provider, subject.source),
+      [&] { return pair_name(rules, subject); });
   add(rules.provider_total(provider), [&] { return "provider " + std::string(receiver); });
   if (purpose == Purpose::attempt && rules.has_domains()) {
     add(rules.domain_source(subject.domain, subject.source),

@@ -27,8 +27,13 @@ struct ScopeRef {
   config::ShapingChoice choice{};
 };
 
+// The (provider, source)'s scope, whether or not anything limits it.
+std::string pair_name(const config::Shaping& rules, const Subject& subject);
+
 // Scopes that limit `subject` in what `purpose` needs, in order: (provider, source), provider, (domain,
-// source), domain, source, pool, (tenant, provider), tenant, job. Only those with a limit.
-void find_scopes(const config::Shaping& rules, const Subject& subject, Purpose purpose, std::vector<ScopeRef>& out);
+// source), domain, source, pool, (tenant, provider), tenant, job. Only those with a limit; a pair that is
+// `backed_off` has the limits of that.
+void find_scopes(const config::Shaping& rules, const Subject& subject, Purpose purpose, bool backed_off,
+                 std::vector<ScopeRef>& out);
 
 }  // namespace millrace::shaping

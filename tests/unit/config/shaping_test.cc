@@ -196,5 +196,137 @@ TEST(Errors, AnEhloNameOfTwoSourcesMustBeAnAddress) {
   EXPECT_NE(rules.error().text.find("s.toml:1: source 'mta.example.com' is the EHLO name of 2 sources"), std::string::npos);
 }
 
+// ---- replies
+
+std::string told(const Shaping& rules, const Provider* provider, uint16_t code, std::string_view text) {
+  const ReplyRule* rule = rules.match_reply(provider, code, text);
+  if (!rule) return "nothing";
+  std::string out;
+  if (rule->back_off) out += "back-off ";
+  if (rule->suspend_source) out += "suspend " + print_duration_ms(rule->rest_ms) + " ";
+  if (rule->defer_queue) out += "defer " + print_duration_ms(rule->rest_ms) + " ";
+  if (rule->bounce_queue) out += "bounce ";
+  return out + rule->where;
+}
+
+TEST(Replies, PowerMtasLinesAreTakenAsTheyAre) {
+  auto rules = read(R"([replies]
+lines = '''
+# a comment
+
+reply /421 4\.7\.0 \[TSS04\]/ mode=backoff
+reply /blocked using|(?i)listed at/ disable-source-ip reenable-after=6h
+reply /http:\/\/postmaster/ defer-queue for=30m
+'''
+[provider.gmail.replies]
+lines = "reply /550.*closed for good/ bounce-queue, mode=backoff"
+)");
+  const Provider* gmail = rules->provider("gmail");
+  EXPECT_EQ(told(*rules, nullptr, 421, "4.7.0 [TSS04] Messages temporarily deferred"), "back-off shaping.toml:5");
+  EXPECT_EQ(told(*rules, gmail, 554, "Listed AT example"), "suspend 6h shaping.toml:6");
+  EXPECT_EQ(told(*rules, nullptr, 451, "see http://postmaster.example"), "defer 30m shaping.toml:7");
+  EXPECT_EQ(told(*rules, gmail, 550, "5.1.1 closed for good"), "back-off bounce shaping.toml:10");
+  EXPECT_EQ(told(*rules, nullptr, 550, "5.1.1 closed for good"), "nothing");
+}
+
+TEST(Replies, TheFirstLineThatMatchesDecides) {
+  auto rules = read("[replies]\nlines = '''reply /aaa/ mode=backoff\nreply /aa/ defer-queue'''\n");
+  EXPECT_EQ(told(*rules, nullptr, 450, "aaaa"), "back-off shaping.toml:2");
+  EXPECT_EQ(told(*rules, nullptr, 450, "aa"), "defer 0 shaping.toml:3");
+}
+
+TEST(Replies, WhatCannotBeExpressedIsRefusedWithItsLineAndARewrite) {
+  const Wrong wrongs[] = {
+      {"[replies]\nlines = '''\nreply /a/ mode=backoff\nreply /x(?!y)/ mode=backoff\n'''\n", "shaping.toml:4: /x(?!y)/: "},
+      {"[replies]\nlines = '''\nreply /x(?!y)/ mode=backoff\n'''\n", "let a line before it catch the exceptions"},
+      {"[replies]\nlines = '''\nreply /(a)\\1/ mode=backoff\n'''\n", "write the alternatives out"},
+      {"[replies]\nlines = '''\nreply /a/ mode=normal\n'''\n", "write normal-after"},
+      {"[replies]\nlines = '''\nreply /a/ skip-mx\n'''\n", "shaping.toml:3: skip-mx cannot be expressed"},
+      {"[replies]\nlines = '''\nreply /a/\n'''\n", "nothing to do"},
+      {"[replies]\nlines = '''\nreply /a mode=backoff\n'''\n", "the regex has no end"},
+      {"[replies]\nlines = '''\nreply /a/ mode=backof\n'''\n", "'mode=backof' is unknown"},
+      {"[replies]\nlines = '''\nreply /a/ mode=backoff for=1h\n'''\n", "normal-after"},
+      {"[default.backoff]\nnormal-after = 3\n", "shaping.toml:2: normal-after: expects a time"},
+  };
+  for (const Wrong& wrong : wrongs) {
+    std::string said = error_of(wrong.text);
+    EXPECT_NE(said.find(wrong.says), std::string::npos) << wrong.text << "says: " << said;
+  }
+}
+
+TEST(Replies, BackOffHasLimitsOfItsOwn) {
+  auto rules = read(R"([default]
+connections = 10
+attempt-rate = "100/s"
+[default.backoff]
+attempt-rate = "5/m"
+normal-after = "20m"
+[provider.gmail.backoff]
+connections = 2
+)");
+  const Provider* gmail = rules->provider("gmail");
+  EXPECT_EQ(value(rules->backed_off(nullptr, 0), Key::connections), "1 from built in, for back-off");
+  EXPECT_EQ(value(rules->backed_off(gmail, 0), Key::connections), "2 from shaping.toml:8");
+  EXPECT_EQ(value(rules->backed_off(gmail, 0), Key::attempt_rate), "5/m from shaping.toml:5");
+  EXPECT_EQ(rules->normal_after_ms(gmail), 20 * 60'000);
+}
+
+// ---- whose mail it is
+
+TEST(Rules, PatternsHaveStars) {
+  EXPECT_TRUE(matches_pattern("*@acme.example", "News@ACME.example"));
+  EXPECT_FALSE(matches_pattern("*@acme.example", "news@acme.example.org"));
+  EXPECT_TRUE(matches_pattern("a*b*c", "aXXbYYbc"));
+  EXPECT_FALSE(matches_pattern("a*b*c", "aXXbYYb"));
+  EXPECT_TRUE(matches_pattern("*", ""));
+  EXPECT_FALSE(matches_pattern("", "x"));
+}
+
+TEST(Rules, AreReadInTheirOrderAndCheckedForSense) {
+  auto rules = read(R"(
+[[rule]]
+match = { client = ["10.0.0.0/8", "2001:db8::/32"] }
+tenant = "shop"
+[[rule]]
+match = { sender = "*@acme.example", account = "acme" }
+tenant = "acme"
+pool = "bulk"
+)");
+  ASSERT_EQ(rules->mail_rules().size(), 2u);
+  EXPECT_EQ(rules->mail_rules()[0].clients.size(), 2u);
+  EXPECT_EQ(rules->mail_rules()[1].set_pool, "bulk");
+  const Wrong wrongs[] = {
+      {"[[rule]]\ntenant = \"a\"\n", "shaping.toml:1: a rule without match"},
+      {"[[rule]]\nmatch = { sender = \"*\" }\n", "the rule sets nothing"},
+      {"[[rule]]\nmatch = { sendr = \"*\" }\ntenant = \"a\"\n", "unknown key in match 'sendr'; did you mean sender?"},
+      {"[[rule]]\nmatch = { client = \"10.0.0.0/99\" }\ntenant = \"a\"\n", "shaping.toml:2: client: "},
+  };
+  for (const Wrong& wrong : wrongs) {
+    std::string said = error_of(wrong.text);
+    EXPECT_NE(said.find(wrong.says), std::string::npos) << wrong.text << "says: " << said;
+  }
+}
+
+TEST(Pools, WeighTheirSourcesAndAMessageStaysWithItsOwn) {
+  auto rules = read(R"(
+[pool.bulk]
+sources = { "mta1.example.com" = 1, "192.0.2.2" = 3 }
+[pool.one]
+sources = ["mta2.example.com"]
+)");
+  size_t second = 0;
+  for (uint64_t hash = 0; hash < 4000; ++hash) {
+    second += rules->source_of("bulk", hash, 2) == 1;
+    EXPECT_EQ(rules->source_of("bulk", hash, 2), rules->source_of("bulk", hash, 2));
+    EXPECT_EQ(rules->source_of("one", hash, 2), 1u);
+  }
+  EXPECT_EQ(second, 3000u);
+  EXPECT_EQ(rules->source_of("MTA1.example.com", 5, 2), 0u) << "a virtual MTA may be a source's name";
+  EXPECT_EQ(rules->source_of("2001:db8::2", 4, 2), 1u);
+  EXPECT_EQ(rules->source_of("unknown", 7, 2), 1u);
+  EXPECT_NE(error_of("[pool.x]\nsources = [\"192.0.2.77\"]\n").find("shaping.toml:2: source '192.0.2.77' is none of --source"),
+            std::string::npos);
+}
+
 }  // namespace
 }  // namespace millrace::config

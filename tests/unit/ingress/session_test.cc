@@ -1,4 +1,5 @@
 // Dialogues: what a client sends, what it hears, and what message comes of it.
+#include "config/shaping.h"
 #include "queue/state.h"
 #include "rig.h"
 
@@ -268,6 +269,33 @@ TEST(Session, MetadataHeadersActAndAreStripped) {
   ASSERT_TRUE(stored.ok());
   EXPECT_EQ(stored->envelope.pool, "pool 1");
   EXPECT_EQ(stored->content.cuts.size(), rig.message().content.cuts.size());
+}
+
+TEST(Session, RulesSayWhoseMailItIsAndTheFirstOneDecides) {
+  Rig rig;
+  auto rules = config::Shaping::parse(R"(
+[[rule]]
+match = { sender = "*@other.example" }
+tenant = "other"
+[[rule]]
+match = { client = ["198.51.100.0/24"], recipient = "*@EXAMPLE.net" }
+tenant = "acme"
+pool = "bulk"
+[[rule]]
+match = { job = "spring*", pool = "mine" }
+tenant = "late"
+job = "season"
+)", "shaping.toml", {});
+  ASSERT_TRUE(rules.ok()) << rules.error().text;
+  rig.draft.shaping_rules = *rules;
+  rig.start();
+  Client& client = rig.introduce();
+  std::string reply = rig.submit(client, "X-Virtual-MTA: mine\r\nX-Job: spring-1\r\n\r\nbody\r\n");
+  EXPECT_TRUE(starts(reply, "250 ")) << reply;
+  ASSERT_TRUE(rig.wait_messages(1));
+  EXPECT_EQ(rig.message().envelope.tenant, "acme");
+  EXPECT_EQ(rig.message().envelope.pool, "bulk");
+  EXPECT_EQ(rig.message().envelope.job, "season") << "rules see the pool that the message came with";
 }
 
 TEST(Session, ALifetimeNeverLengthensAndMustBeReadable) {

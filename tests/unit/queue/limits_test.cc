@@ -49,8 +49,8 @@ class LimitsTest : public testing::Test {
     for (auto& shard : shards_) shard->io->on_wake = nullptr;
   }
 
-  static std::shared_ptr<const config::Shaping> rules_of(std::string_view text) {
-    auto rules = config::Shaping::parse(text, "shaping.toml", {});
+  std::shared_ptr<const config::Shaping> rules_of(std::string_view text) const {
+    auto rules = config::Shaping::parse(text, "shaping.toml", {}, config_.destination_rate);
     EXPECT_TRUE(rules.ok()) << rules.error().text;
     return *rules;
   }
@@ -75,6 +75,7 @@ class LimitsTest : public testing::Test {
         for (auto& result : attempt.results) {
           result.action = action_;
           result.code = action_ == Action::delivered ? 250 : 451;
+          if (judge_) judge_(sent_.back(), result);
         }
       };
       peers.push_back({shard.scheduler.get(), shard.mailbox.get()});
@@ -150,6 +151,7 @@ class LimitsTest : public testing::Test {
   std::vector<std::unique_ptr<Shard>> shards_;
   std::vector<Sent> sent_;
   Action action_ = Action::delivered;
+  std::function<void(const Sent&, RecipientResult&)> judge_;
 };
 
 TEST_F(LimitsTest, AProvidersConnectionsAreSharedByAllItsDomainsAndShards) {
@@ -256,7 +258,7 @@ TEST_F(LimitsTest, ExplainNamesTheLimitThatBindsAndWhenTheNextAttemptIsDue) {
   ASSERT_EQ(rows.size(), 1u);
   EXPECT_EQ(rows[0].provider, "gmail");
   EXPECT_EQ(rows[0].ready, 2u);
-  EXPECT_EQ(rows[0].why, "waits for a limit of the shaping file");
+  EXPECT_EQ(rows[0].why, "waits for a limit");
   shards_[0]->scheduler->explain_limits(rows[0]);
   EXPECT_EQ(rows[0].messages_per_connection_where, "built in");
   ASSERT_EQ(rows[0].attempt_limits.size(), 1u);
@@ -268,6 +270,180 @@ TEST_F(LimitsTest, ExplainNamesTheLimitThatBindsAndWhenTheNextAttemptIsDue) {
   ASSERT_EQ(rows[0].connection_limits.size(), 1u);
   EXPECT_EQ(rows[0].connection_limits[0].key, "connections");
   EXPECT_TRUE(shards_[0]->scheduler->explain("d.example", {}).empty());
+}
+
+TEST_F(LimitsTest, AReplyAboutTheSourceHoldsTheProviderOnEveryShardAndNothingElse) {
+  build(3, "[provider.big]\nmx = [\"*.big.example\"]\n");
+  for (auto& shard : shards_) {
+    shard->agent->route = [](const std::string& domain) {
+      dns::Route found;
+      found.verdict = dns::Verdict::usable;
+      found.site = domain.starts_with("other") ? "mx." + domain : domain + ".big.example";
+      found.hosts.push_back({found.site, 10, {}});
+      found.valid_until_ns = INT64_MAX;
+      return found;
+    };
+  }
+  judge_ = [](const Sent& sent, RecipientResult& result) {
+    if (sent.domain != "d0.example") return;
+    result.action = Action::give_back;
+    result.scope = events::Scope::source;
+    result.code = 421;
+    result.reply = "421 blocked";
+    result.rest_ms = 600'000;
+  };
+  enqueue(0, "d0.example");
+  run(kSecond);
+  for (unsigned i = 1; i < 9; ++i) enqueue(i % 3, "d" + std::to_string(i) + ".example");
+  enqueue(1, "other.example");
+  size_t before = sent_.size();
+  run(300 * kSecond);
+  ASSERT_EQ(sent_.size(), before + 1);
+  EXPECT_EQ(sent_.back().domain, "other.example");
+  judge_ = nullptr;
+  run(310 * kSecond);
+  EXPECT_EQ(queued(), 0u);
+}
+
+TEST_F(LimitsTest, ALineBacksOffTheProviderUntilItIsQuietAgain) {
+  build(2, "[provider.big]\nmx = [\"*.big.example\"]\n[provider.big.backoff]\nattempt-rate = \"6/m\"\nnormal-after = \"10m\"\n");
+  route_all_to(".big.example", true);
+  judge_ = [](const Sent&, RecipientResult& result) {
+    result.action = Action::defer;
+    result.asks.back_off = true;
+    result.asks.where = "shaping.toml:9";
+    result.reply = "421 too fast";
+  };
+  enqueue(1, "d1.example");
+  run(kSecond);
+  judge_ = nullptr;
+  sent_.clear();
+  for (int i = 0; i < 200; ++i) enqueue(static_cast<unsigned>(i) % 2, "d" + std::to_string(i % 5) + ".example");
+  for (int step = 0; step < 590; ++step) {
+    run(kSecond);
+    ASSERT_LE(lanes(), 1u);
+  }
+  EXPECT_LE(most_in_a_window(sent_, 60 * kSecond), 6u);
+  EXPECT_GE(sent_.size(), 50u);
+  auto rows = shards_[0]->scheduler->explain("d1.example", {});
+  ASSERT_FALSE(rows.empty());
+  shards_[0]->scheduler->explain_limits(rows[0]);
+  EXPECT_EQ(rows[0].mode, "backed off: 421 too fast (shaping.toml:9)");
+  run(30 * kSecond);
+  EXPECT_EQ(queued(), 0u) << "normal again, and nothing limits it";
+}
+
+TEST_F(LimitsTest, ALineBouncesAQueueAndOnlyThat) {
+  build(2, "");
+  route_all_to("mx.example");
+  action_ = Action::defer;
+  for (int i = 0; i < 10; ++i) enqueue(static_cast<unsigned>(i) % 2, "gone.example");
+  enqueue(1, "here.example");
+  run(10 * kSecond);
+  judge_ = [](const Sent& sent, RecipientResult& result) {
+    if (sent.domain != "gone.example") return;
+    result.action = Action::bounce;
+    result.code = 550;
+    result.asks.bounce_queue = true;
+    result.reply = "550 closed for good";
+  };
+  enqueue(0, "gone.example");
+  run(10 * kSecond);
+  EXPECT_EQ(queued(), 1u);
+  EXPECT_EQ(sink_.count(events::Type::bounced), 11u);
+}
+
+// Two tenants share a source: what receivers say of one's domain is not the other's.
+TEST_F(LimitsTest, ATenantsBadDomainLeavesTheOthersRateAlone) {
+  build(2, "[provider.big]\nmx = [\"mx.big.example\"]\nattempt-rate = \"100/s\"\nconnections = 4\n");
+  route_all_to("mx.big.example");
+  auto good_in_20_s = [&](bool bad_too) {
+    sent_.clear();
+    size_t begun = sent_for("good");
+    for (int i = 0; i < 3000; ++i) {
+      enqueue(static_cast<unsigned>(i) % 2, "big.example", "good");
+      if (bad_too && i % 10 == 0) enqueue(static_cast<unsigned>(i / 10) % 2, "big.example", "bad");
+    }
+    run(20 * kSecond);
+    size_t sent = sent_for("good") - begun;
+    run(600 * kSecond);
+    return sent;
+  };
+  size_t alone = good_in_20_s(false);
+  judge_ = [](const Sent& sent, RecipientResult& result) {
+    if (sent.tenant != "bad") return;
+    result.action = Action::defer;
+    result.scope = events::Scope::sender_domain;
+    result.code = 421;
+    result.enhanced = "4.7.32";
+    result.reply = "421-4.7.32 From: header is not aligned";
+  };
+  size_t beside = good_in_20_s(true);
+  EXPECT_GE(alone, 1900u);
+  EXPECT_GE(beside, 1600u) << "but for the attempts that the other has made itself";
+  for (auto& shard : shards_) {
+    for (auto& row : shard->scheduler->explain("big.example", {})) EXPECT_EQ(row.held_until_ms, 0);
+  }
+}
+
+// --connect-rate: in whole connections a shard; who has no part lends its mail to who has.
+TEST_F(LimitsTest, TheConnectRateIsExactOverAllShards) {
+  for (auto [shards, rate] : {std::pair{3u, 5.0}, std::pair{8u, 3.0}}) {
+    for (auto& shard : shards_) shard->scheduler.reset();
+    shards_.clear();
+    sent_.clear();
+    config_.connect_rate = {rate, 1000};
+    build(shards, "");
+    route_all_to("mx.one.example");
+    // One message a connection.
+    judge_ = [&](const Sent&, RecipientResult&) {
+      for (auto& shard : shards_) {
+        for (auto& lane : shard->agent->lanes) lane->retire();
+      }
+    };
+    for (unsigned i = 0; i < 60; ++i) enqueue(i % shards, "one.example");
+    std::vector<Sent> opened;
+    for (int step = 0; step < 40'000 && queued() > 0; ++step) {
+      run(kMs);
+      uint64_t connects = 0;
+      for (auto& shard : shards_) connects += shard->scheduler->stats().connects;
+      while (opened.size() < connects) opened.push_back({shards_[0]->io->now(), {}, {}, {}});
+    }
+    EXPECT_EQ(queued(), 0u) << shards;
+    EXPECT_EQ(sent_.size(), 60u);
+    EXPECT_LE(most_in_a_window(opened, kSecond - 2 * kMs), static_cast<size_t>(rate)) << shards;
+  }
+}
+
+// --destination-rate is the rate of every domain of which the file says nothing, whoever sends to it.
+TEST_F(LimitsTest, TheDestinationRateIsExactOverAllShards) {
+  config_.destination_rate = {2, 1000};
+  build(8, "[domain.\"two.example\"]\nattempt-rate = \"20/s\"\n");
+  route_all_to(".site.example", true);
+  for (unsigned i = 0; i < 40; ++i) {
+    enqueue(i % 8, "one.example");
+    enqueue(i % 8, "two.example");
+  }
+  run(5 * kSecond);
+  std::vector<Sent> one;
+  for (const Sent& sent : sent_) {
+    if (sent.domain == "one.example") one.push_back(sent);
+  }
+  EXPECT_LE(most_in_a_window(one, kSecond), 2u);
+  EXPECT_GE(one.size(), 9u);
+  EXPECT_EQ(sent_.size() - one.size(), 40u);
+}
+
+// Lanes that a rate keeps idle are kept, and no further one is asked for.
+TEST_F(LimitsTest, ARateThatBindsBelowTheConnectionsOpensNoneInVain) {
+  build(2, "[provider.big]\nmx = [\"mx.big.example\"]\nattempt-rate = \"60/s\"\nconnections = 4\n");
+  route_all_to("mx.big.example");
+  for (int i = 0; i < 300; ++i) enqueue(static_cast<unsigned>(i) % 2, "big.example");
+  run(20 * kSecond);
+  EXPECT_EQ(queued(), 0u);
+  uint64_t connects = 0;
+  for (auto& shard : shards_) connects += shard->scheduler->stats().connects;
+  EXPECT_LE(connects, 30u);
 }
 
 // Whatever the seed does to times and shards, no window and no count is over.

@@ -77,10 +77,10 @@ TEST_F(ArbiterTest, ConnectionsAreLimitedPerProviderAndSource) {
   Asker& third = ask(Purpose::connect, kGmail);
   EXPECT_EQ(third.grants, 0);
   EXPECT_EQ(ask(Purpose::connect, other_source).grants, 1);
-  EXPECT_TRUE(arbiter_->contended(*second.set));
+  EXPECT_TRUE(arbiter_->wanted(*second.set));
   arbiter_->release(second.back());
   EXPECT_EQ(third.grants, 1);
-  EXPECT_FALSE(arbiter_->contended(*second.set));
+  EXPECT_FALSE(arbiter_->wanted(*second.set));
   arbiter_->check();
 }
 
