@@ -1,4 +1,4 @@
-// millrace: arguments, signals, and a Relay. Exit codes: 0 stopped as told, 1 could not run, 2 bad usage.
+// millrace: arguments, signals, and a Relay. Exit codes: 0 stopped as told, 1 could not run (on), 2 bad usage.
 #include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
@@ -7,12 +7,15 @@
 #include <mimalloc.h>
 #endif
 
+#include <cerrno>
 #include <cstdio>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "base/log.h"
+#include "base/out_of_memory.h"
 #include "config/parse.h"
 #include "millrace/relay.h"
 #include "millrace/version.h"
@@ -43,6 +46,18 @@ void keep_freed_memory_for_a_while() {
 #ifdef MILLRACE_MIMALLOC
   constexpr long kMilliseconds = 5000;
   mi_option_set(mi_option_decommit_delay, kMilliseconds);
+#endif
+}
+
+// The allocator's own `new` ends the process without a word and asks no handler of the standard's.
+void name_the_end_of_all_memory() {
+  name_the_end_of_memory();
+#ifdef MILLRACE_MIMALLOC
+  mi_register_error(
+      [](int error, void*) {
+        if (error == ENOMEM) end_out_of_memory();
+      },
+      nullptr);
 #endif
 }
 
@@ -125,12 +140,17 @@ int run(const config::Invocation& invocation, const std::vector<std::string>& ar
       continue;
     }
     log::info("stopping: no new connections; transactions under way have {} s", config.drain_timeout_ms / 1000);
-    stopper = std::thread([&relay, self] {
-      relay.stop();
-      pthread_kill(self, SIGUSR2);
-    });
+    try {
+      stopper = std::thread([&relay, self] {
+        relay.stop();
+        pthread_kill(self, SIGUSR2);
+      });
+    } catch (const std::system_error&) {
+      relay.stop();  // no thread to be had: then nothing hears a second signal
+      break;
+    }
   }
-  stopper.join();
+  if (stopper.joinable()) stopper.join();
   log::info("stopped; what is queued stays in the spool");
   return 0;
 }
@@ -138,6 +158,7 @@ int run(const config::Invocation& invocation, const std::vector<std::string>& ar
 }  // namespace
 
 int main(int argc, char** argv) {
+  name_the_end_of_all_memory();
   keep_freed_memory_for_a_while();
   std::vector<std::string> arguments(argv + 1, argv + argc);
   Result<config::Invocation> invocation = config::parse(argc, argv);

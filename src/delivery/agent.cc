@@ -1,6 +1,7 @@
 #include "delivery/agent.h"
 
 #include "base/log.h"
+#include "base/out_of_memory.h"
 #include "dns/address_rules.h"
 #include "queue/destination.h"
 
@@ -46,7 +47,7 @@ void DeliveryAgent::make_tls_context() {
   if (!made) {
     log::error("--tls-ca-file: {}; no certificate will verify", made.error().text);
     made = tls::ClientContext::make({});
-    ASSERT(made.ok());
+    if (!made) end_out_of_memory();
   }
   tls_ = std::move(*made);
   tls_settings_ = settings;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/out_of_memory.h"
+
 namespace millrace::ingress {
 namespace {
 
@@ -41,7 +43,7 @@ Settings::Settings(config::Snapshot snapshot)
       received_mode(received_mode_of(config->received)) {
   if (!config->tls_server) return;
   auto made = tls::ServerContext::make(*config->tls_server);
-  ASSERT(made.ok());  // it has been made once when the configuration was read
+  if (!made.ok()) end_out_of_memory();  // it has been made once when the configuration was read
   tls = std::move(*made);
 }
 

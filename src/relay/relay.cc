@@ -6,10 +6,13 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdio>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #include "base/log.h"
+#include "base/out_of_memory.h"
 #include "config/parse.h"
 #include "millrace/version.h"
 #include "reactor/uring.h"
@@ -89,6 +92,17 @@ class Handover {
   bool ready_ = false;
   T value_{};
 };
+
+// Without its threads there is no relay: too little memory, or too many processes.
+template <typename Body>
+void start_thread(std::vector<std::thread>& threads, Body body) {
+  try {
+    threads.emplace_back(std::move(body));
+  } catch (const std::system_error& problem) {
+    std::fprintf(stderr, "millrace: cannot start a thread: %s\n", problem.what());
+    end_out_of_memory();
+  }
+}
 
 }  // namespace
 
@@ -187,7 +201,7 @@ Problem Relay::start() {
   state.core = std::make_unique<relay::Core>(std::move(parts));
   state.turning = true;
   Handover<Problem> opened;
-  state.threads.emplace_back([&state, &opened] {
+  start_thread(state.threads, [&state, &opened] {
     state.core->open([&](Status status) {
       if (status.ok()) state.core->start(0);
       opened.put(status.ok() ? Problem{} : Problem{status.error().text});
@@ -196,7 +210,7 @@ Problem Relay::start() {
   });
   Problem problem = opened.take();
   for (unsigned shard = 1; shard < config.shards; ++shard) {
-    state.threads.emplace_back([&state, shard, start = !problem] {
+    start_thread(state.threads, [&state, shard, start = !problem] {
       if (start) state.core->start(shard);
       state.turn(shard);
     });

@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "base/assert.h"
+#include "base/out_of_memory.h"
 #include "tls/library.h"
 #include "tls/wolfssl.h"
 
@@ -93,11 +94,15 @@ int ticket_callback(WOLFSSL*, byte name[WOLFSSL_TICKET_NAME_SZ], byte iv[WOLFSSL
     std::memset(iv, 0, WOLFSSL_TICKET_IV_SZ);
     std::memset(mac, 0, WOLFSSL_TICKET_MAC_SZ);
     thread_local struct Random {
-      Random() { ASSERT(wc_InitRng(&rng) == 0); }
-      ~Random() { wc_FreeRng(&rng); }
+      // Needs memory, and a descriptor for a moment: without them there is no ticket this time.
+      bool ready() { return made || (made = wc_InitRng(&rng) == 0); }
+      ~Random() {
+        if (made) wc_FreeRng(&rng);
+      }
+      bool made = false;
       WC_RNG rng;
     } random;
-    if (wc_RNG_GenerateBlock(&random.rng, iv, kNonce) != 0) return WOLFSSL_TICKET_RET_FATAL;
+    if (!random.ready() || wc_RNG_GenerateBlock(&random.rng, iv, kNonce) != 0) return WOLFSSL_TICKET_RET_FATAL;
   } else {
     std::memcpy(&period, name, sizeof period);
     if (!TicketKeys::is_good(period, now)) return WOLFSSL_TICKET_RET_REJECT;
@@ -213,7 +218,7 @@ Result<Certificate> read_certificate(const CertificateFiles& files) {
 
   // Whether the two belong together: wolfSSL says so when both are in a context.
   WOLFSSL_CTX* context = wolfSSL_CTX_new(wolfSSLv23_server_method());
-  ASSERT(context != nullptr);
+  if (context == nullptr) end_out_of_memory();
   Status used = use_certificate(context, certificate);
   if (used.ok() && wolfSSL_CTX_check_private_key(context) != WOLFSSL_SUCCESS) {
     used = fail(std::string("the key does not belong to the certificate"));
@@ -232,7 +237,7 @@ Result<std::shared_ptr<ServerContext>> ServerContext::make(const ServerSettings&
   made->exports_bindings_ = settings.channel_bindings;
   for (const Certificate& certificate : settings.certificates) {
     WOLFSSL_CTX* context = wolfSSL_CTX_new(wolfSSLv23_server_method());
-    ASSERT(context != nullptr);
+    if (context == nullptr) end_out_of_memory();
     made->entries_.push_back({context, certificate.names, certificate.ecdsa});
     if (Status status = set_common(context, kServerSuites); !status) return fail(status.error());
     if (Status status = use_certificate(context, certificate); !status) return fail(status.error());
@@ -279,7 +284,7 @@ Result<std::shared_ptr<ClientContext>> ClientContext::make(const ClientSettings&
   start_library();
   std::shared_ptr<ClientContext> made(new ClientContext(settings.sessions_most));
   made->context_ = wolfSSL_CTX_new(wolfSSLv23_client_method());
-  ASSERT(made->context_ != nullptr);
+  if (made->context_ == nullptr) end_out_of_memory();
   WOLFSSL_CTX* context = made->context_;
   if (Status status = set_common(context, kClientSuites); !status) return fail(status.error());
   wolfSSL_CTX_SetMinRsaKey_Sz(context, kClientSmallestRsaBits);

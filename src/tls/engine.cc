@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/assert.h"
+#include "base/out_of_memory.h"
 #include "tls/client_hello.h"
 #include "tls/library.h"
 #include "tls/wolfssl.h"
@@ -121,7 +122,7 @@ std::unique_ptr<Engine> Engine::connect(std::shared_ptr<ClientContext> context, 
   engine->options_ = std::move(options);
   const ClientOptions& wanted = engine->options_;
   WOLFSSL* ssl = wolfSSL_new(engine->client_->native());
-  ASSERT(ssl != nullptr);
+  if (ssl == nullptr) end_out_of_memory();
   engine->attach(ssl);
   wolfSSL_set_verify(ssl, WOLFSSL_VERIFY_PEER, verify_callback);
   if (!wanted.server_name.empty() && !is_address(wanted.server_name)) {
@@ -221,7 +222,7 @@ bool Engine::begin_server() {
   }
   const ClientHello hello = parse_client_hello(std::string_view(hello_).substr(0, record.size));
   WOLFSSL* ssl = wolfSSL_new(server_->choose(hello.server_name, hello.takes_ecdsa, hello.takes_rsa));
-  ASSERT(ssl != nullptr);
+  if (ssl == nullptr) end_out_of_memory();
   attach(ssl);
   wolfSSL_set_verify(ssl, server_->asks_for_certificate() ? WOLFSSL_VERIFY_PEER : WOLFSSL_VERIFY_NONE,
                      verify_callback);

@@ -4,7 +4,7 @@
 
 #include <mutex>
 
-#include "base/assert.h"
+#include "base/out_of_memory.h"
 #include "tls/wolfssl.h"
 
 namespace millrace::tls {
@@ -29,7 +29,10 @@ bool has_fast_library() {
 
 void start_library() {
   static std::once_flag once;
-  std::call_once(once, [] { ASSERT(wolfSSL_Init() == WOLFSSL_SUCCESS); });
+  std::call_once(once, [] {
+    // It makes tables and locks, and lacks nothing but memory when it fails, whatever error it names.
+    if (wolfSSL_Init() != WOLFSSL_SUCCESS) end_out_of_memory();
+  });
 }
 
 }  // namespace millrace::tls

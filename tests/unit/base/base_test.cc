@@ -1,9 +1,11 @@
 #include <gtest/gtest.h>
 
+#include <new>
 #include <string>
 
 #include "base/crc32c.h"
 #include "base/intrusive_list.h"
+#include "base/out_of_memory.h"
 #include "base/prng.h"
 #include "base/result.h"
 
@@ -68,6 +70,15 @@ TEST(Result, HoldsAValueOrItsError) {
 TEST(ResultDeathTest, ValueOfAnErrorStopsTheProcess) {
   Result<int> bad = fail("no");
   EXPECT_DEATH((void)*bad, "assertion failed");
+}
+
+TEST(OutOfMemoryDeathTest, EndsTheProcessByName) {
+  EXPECT_EXIT(
+      {
+        name_the_end_of_memory();
+        std::get_new_handler()();
+      },
+      ::testing::ExitedWithCode(kOutOfMemoryExitCode), "out of memory");
 }
 
 TEST(Prng, SameSeedSameRun) {
