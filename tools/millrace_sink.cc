@@ -1,6 +1,7 @@
 // millrace-sink: a receiver of mail that behaves as receiving domains do (delays, limits,
 // deferrals, refusals, closed connections), counts what it gets, and checks it against the load
-// generator's ledger: what is missing, there twice, or altered.
+// generator's ledger: what is missing, there twice, or altered. With limits (with --profile
+// those of a known provider) it tells how often they were exceeded.
 //
 // Contract: it answers as RFC 5321 asks, keeps no message, and copies no content. What a client
 // does wrong (pipelining unannounced or past DATA, bare LF, commands out of order) is counted, not
@@ -46,29 +47,36 @@ namespace {
 
 using reactor::Address;
 
-// How the providers of the field word their limits.
+// The limits of the field's providers for one client address, over all addresses that listen, and their words for
+// them. Published by comcast, orange and yahoo (messages a connection); senders' practice for the others. None says how
+// many messages a second it takes: --rate-limit.
 struct Profile {
   std::string_view name;
   std::string_view too_many_connections;
   std::string_view too_fast;
+  uint64_t connections = 0;
+  uint64_t messages = 0;  // on a connection
+  uint64_t recipients = 0;
+  bool closes_silently = false;
 };
 constexpr Profile kProfiles[] = {
     {"plain", "421 4.7.0 Too many connections from your address", "450 4.7.1 Rate limit exceeded"},
     {"gmail",
      "421 4.7.0 Our system has detected an unusual rate of mail originating from your address",
-     "421 4.7.28 Our system has detected an unusual rate of mail originating from your address"},
+     "421 4.7.28 Our system has detected an unusual rate of mail originating from your address", 5, 50, 100},
     {"yahoo", "421 4.7.0 [TSS04] Messages temporarily deferred due to unexpected volume",
-     "421 4.7.0 [TSS04] Messages temporarily deferred due to unexpected volume"},
+     "421 4.7.0 [TSS04] Messages temporarily deferred due to unexpected volume", 0, 20, 0, true},
     {"outlook",
      "451 4.7.652 The mail server has exceeded the maximum number of connections (S3115)",
-     "421 RP-001 Unfortunately, some messages from your address were deferred: rate limit"},
+     "421 RP-001 Unfortunately, some messages from your address were deferred: rate limit", 5, 50},
     {"microsoft365", "451 4.7.500 Server busy, please try again later",
-     "451 4.7.500 Server busy, please try again later"},
-    {"comcast", "421 4.1.0 RL000001 Too many sessions opened", "421 4.1.0 RL000002 Throttled"},
+     "451 4.7.500 Server busy, please try again later", 5, 50},
+    {"comcast", "421 4.1.0 RL000001 Too many sessions opened", "421 4.1.0 RL000002 Throttled", 25, 1000, 100},
     {"apple", "421 4.7.1 Too many connections, try again later",
-     "421 4.7.1 Message deferred due to volume"},
+     "421 4.7.1 Message deferred due to volume", 10, 5},
     {"orange", "421 4.7.0 OFR004_104 Too many connections, slow down",
-     "421 4.7.0 OFR004_104 Too many messages, slow down"},
+     "421 4.7.0 OFR004_104 Too many messages, slow down", 2, 100, 100},
+    {"mimecast", "451 4.7.0 Too many concurrent connections", "451 4.7.0 Too many messages, try again later", 10, 100},
 };
 
 // A reply that some attempts to some domain get in place of the 250.
@@ -102,8 +110,10 @@ struct Options {
   bool odds_at_data = false;
   uint64_t messages_per_connection = 0;
   bool close_with_421 = false;
+  uint64_t max_recipients = 0;   // of a message
   uint64_t max_connections = 0;  // a (listening, client) address pair
   double rate_limit = 0;         // messages a second, the same pair
+  bool listeners_together = false;  // all that listen are one receiver, whose limits these are
   bool chunking = true;
   bool pipelining = true;
   uint64_t size = 0;
@@ -226,7 +236,7 @@ struct Results {
   uint64_t tls_failed = 0;
   uint64_t reports = 0;  // messages from <>
   uint64_t by_bdat = 0;
-  std::map<std::string, uint64_t> mistakes;
+  std::map<std::string, uint64_t> mistakes, violations;
   std::vector<uint32_t> per_second;
   int64_t first = 0;
   int64_t last = 0;
@@ -299,7 +309,11 @@ class Session final : public net::StreamOwner {
   void flush();
   void on_delay_over();
   void send_ready();
-  void leave() { state_ = State::ending; }
+  void leave() {
+    state_ = State::ending;
+    count_out();
+  }
+  void count_out();
   void settle_last(bool broken);
 
   Server& server_;
@@ -468,7 +482,7 @@ void Session::start(reactor::Handle handle) {
   ++server_.results.connections;
   const Options& options = server_.options;
   stream_.start(handle, reactor::BufferGroup::ingress);
-  pair_ = served_.name;
+  if (!options.listeners_together) pair_ = served_.name;
   if (options.max_connections != 0 || options.rate_limit != 0) {
     if (auto peer = server_.io->peer_address(handle); peer) pair_ += '<' + peer->host_string();
   }
@@ -495,6 +509,7 @@ void Session::greet() {
     reply(fmt::format("220 {} ESMTP", options.hostname));
   } else {
     ++server_.results.refused_connections;
+    ++server_.results.violations["connections"];
     reply(options.profile->too_many_connections);
     state_ = State::refused;
   }
@@ -695,12 +710,16 @@ void Session::mail(std::string_view argument) {
   }
   mail_refused_ = true;
   if (options.messages_per_connection != 0 && messages_ >= options.messages_per_connection) {
-    if (options.close_with_421) reply("421 4.4.2 Too many messages on this connection");
+    if (options.close_with_421) {
+      ++server_.results.violations["messages of a connection"];
+      reply("421 4.4.2 Too many messages on this connection");
+    }
     return leave();
   }
   if (options.rate_limit > 0 &&
       !server_.pairs.take_message(pair_, options.rate_limit, server_.io->now())) {
     ++server_.results.limited;
+    ++server_.results.violations["rate of messages"];
     reply(options.profile->too_fast);
     if (options.profile->too_fast.starts_with("421")) leave();
     return;
@@ -736,6 +755,10 @@ void Session::rcpt(std::string_view argument) {
   if (!have_mail_ || any_chunk_) {
     if (any_chunk_) mistake("RCPT out of order");
     return reply("503 5.5.1 RCPT out of order");
+  }
+  if (options.max_recipients != 0 && recipients_ >= options.max_recipients) {
+    ++server_.results.violations["recipients of a message"];
+    return reply("452 4.5.3 Too many recipients");
   }
   Recipient recipient{0, {}, false, {}};
   std::string_view path = argument.substr(0, argument.find('>'));
@@ -964,10 +987,15 @@ void Session::on_end(int) {
   stream_.close();
 }
 
+// It counts until the last reply is on its way: a client that has read it may come again at once.
+void Session::count_out() {
+  if (std::exchange(counted_, false)) server_.pairs.close(pair_);
+}
+
 void Session::on_closed() {
   settle_last(!quit_ && state_ != State::ending);
   delay_.cancel();
-  if (counted_) server_.pairs.close(pair_);
+  count_out();
   server_.closed(*this);  // deletes *this
 }
 
@@ -1077,6 +1105,7 @@ nlohmann::ordered_json to_json(const Results& r, const Verdict& verdict, uint64_
       {"tls_resumed", r.tls_resumed},
       {"tls_failed", r.tls_failed},
       {"mistakes", r.mistakes},
+      {"violations", r.violations},
       {"per_second", r.per_second},
       {"cpu_us_per_message", cpu_us}};
   if (verdict.checked) {
@@ -1115,6 +1144,7 @@ void print_text(const Results& r, const Verdict& verdict, uint64_t most_connecti
   }
   for (const auto& [what, count] : r.mistakes)
     fmt::print("  client's mistake: {} x {}\n", count, what);
+  for (const auto& [what, count] : r.violations) fmt::print("  over the limit: {} x {}\n", count, what);
   if (verdict.checked) {
     fmt::print(
         "Ledger: {} messages accepted for {} recipients: {} delivered, {} bounced, {} missing, "
@@ -1236,7 +1266,10 @@ int run(int argc, char** argv) {
   app.add_option("--max-connections", options.max_connections,
                  "from one client address to one listening address; 0: no limit");
   app.add_option("--rate-limit", options.rate_limit, "messages a second, likewise; 0: no limit");
-  app.add_option("--profile", profile, "whose words it uses for these limits")
+  app.add_option("--max-recipients", options.max_recipients, "of a message; 0: no limit");
+  app.add_option("--profile", profile,
+                 "a provider's limits, where none of the options above is given, and its words for them; all that listen "
+                 "are one receiver then")
       ->check(CLI::IsMember(profile_names));
   app.add_option("--chunking", chunking, "announce CHUNKING")->check(CLI::IsMember({"on", "off"}));
   app.add_option("--pipelining", pipelining, "announce PIPELINING")
@@ -1298,10 +1331,21 @@ int run(int argc, char** argv) {
   for (const Profile& known : kProfiles) {
     if (known.name == profile) options.profile = &known;
   }
+  options.close_with_421 = closes == "421";
+  if (options.profile != &kProfiles[0]) {
+    const Profile& like = *options.profile;
+    auto unless_given = [&app](const char* name, auto& value, auto from) {
+      if (app.count(name) == 0) value = from;
+    };
+    unless_given("--max-connections", options.max_connections, like.connections);
+    unless_given("--messages-per-connection", options.messages_per_connection, like.messages);
+    unless_given("--max-recipients", options.max_recipients, like.recipients);
+    unless_given("--close", options.close_with_421, !like.closes_silently);
+    options.listeners_together = true;
+  }
   options.chunking = chunking == "on";
   options.pipelining = pipelining == "on";
   options.odds_at_data = odds_at == "data";
-  options.close_with_421 = closes == "421";
   options.verify |= !ledgers.empty();
 
   if (tls_mode != "none") {
@@ -1402,6 +1446,7 @@ int run(int argc, char** argv) {
     all.reports += r.reports;
     all.by_bdat += r.by_bdat;
     for (const auto& [what, count] : r.mistakes) all.mistakes[what] += count;
+    for (const auto& [what, count] : r.violations) all.violations[what] += count;
     if (all.per_second.size() < r.per_second.size()) all.per_second.resize(r.per_second.size());
     for (size_t s = 0; s < r.per_second.size(); ++s) all.per_second[s] += r.per_second[s];
     if (all.first == 0 || (r.first != 0 && r.first < all.first)) all.first = r.first;

@@ -1,34 +1,20 @@
 #!/usr/bin/env python3
 """TLS on both sides, with our own programs and with those of others (openssl s_client, swaks, Postfix in front and
 behind), and a receiver that breaks TLS in the ways receivers do: what may go in the clear then, and what waits."""
-import os
 import subprocess
 
 import peers
-from harness import SCRATCH, SLOWER, Relay, check, equal, eventually, find, isolate, load, need, run, sink
+from harness import (SCRATCH, SLOWER, Relay, certificate, certificate_flags, check, equal, eventually, find, isolate, load,
+                     need, run, sink)
 
 MESSAGES = 2000 // SLOWER
-
-
-def certificate(name, host):
-    """The flags that give a program a certificate for this host."""
-    os.chmod(SCRATCH, 0o755)
-    chain, key = SCRATCH / f'{name}.pem', SCRATCH / f'{name}.key'
-    subprocess.run([find('openssl'), 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes',
-                    '-days', '30', '-subj', f'/CN={host}', '-addext', f'subjectAltName=DNS:{host}', '-keyout', key,
-                    '-out', chain], check=True, capture_output=True)
-    return chain, key
-
-
-def flags(pair):
-    return ['--tls-certificate', pair[0], '--tls-key', pair[1]]
 
 
 def ours_on_both_sides(mine, theirs):
     for mode, hop in (('starttls', '127.0.0.1:2600'), ('implicit', 'smtps://127.0.0.1:2600')):
         ledger = SCRATCH / f'ledger-{mode}'
-        receiver = sink('--tls', mode, *flags(theirs), '--ledger', ledger)
-        relay = Relay('--listen-tls', '127.0.0.1:2501', *flags(mine), '--smarthost', hop, '--tls', 'required',
+        receiver = sink('--tls', mode, *certificate_flags(theirs), '--ledger', ledger)
+        relay = Relay('--listen-tls', '127.0.0.1:2501', *certificate_flags(mine), '--smarthost', hop, '--tls', 'required',
                       '--messages-per-connection', 50, name=f'relay-{mode}').start()
         report = load('--tls', mode, '--messages', MESSAGES, '--connections', 20, '--ledger', ledger, '--reuse', 40,
                       port=2500 if mode == 'starttls' else 2501)
@@ -48,7 +34,7 @@ def ours_on_both_sides(mine, theirs):
 
 def clients_of_others(mine):
     receiver = sink()
-    relay = Relay('--listen-tls', '127.0.0.1:2501', *flags(mine), '--require-tls', '--smarthost', '127.0.0.1:2600',
+    relay = Relay('--listen-tls', '127.0.0.1:2501', *certificate_flags(mine), '--require-tls', '--smarthost', '127.0.0.1:2600',
                   name='relay-clients').start()
     dialogue = ('EHLO client.test\r\nMAIL FROM:<a@sender.test>\r\nRCPT TO:<b@receiver.test>\r\nDATA\r\n'
                 'Subject: by hand\r\n\r\nhello\r\n.\r\nQUIT\r\n')
@@ -90,7 +76,7 @@ def clients_of_others(mine):
 
 def faults(theirs):
     for fault, arrives in (('refuse', True), ('stall', False), ('inject', False), ('reset', False), ('text', False)):
-        receiver = sink('--tls', 'starttls', '--tls-fault', fault, *flags(theirs))
+        receiver = sink('--tls', 'starttls', '--tls-fault', fault, *certificate_flags(theirs))
         relay = Relay('--smarthost', '127.0.0.1:2600', '--hold', '1s', '--drain-timeout', '1s',
                       name=f'relay-{fault}').start()
         load('--messages', 1, '--connections', 1)
@@ -111,7 +97,7 @@ def postfix_on_both_sides(mine, theirs):
     level = 'smtp_tls_security_level = encrypt\n'
     behind = peers.Postfix('45.0.2.1', settings=f'smtpd_tls_security_level = encrypt\nsmtpd_tls_cert_file = {theirs[0]}\n'
                                                  f'smtpd_tls_key_file = {theirs[1]}\nsmtpd_tls_received_header = yes\n')
-    relay = Relay(*flags(mine), '--require-tls', '--tls', 'required', '--relay-from', '45.0.2.2',
+    relay = Relay(*certificate_flags(mine), '--require-tls', '--tls', 'required', '--relay-from', '45.0.2.2',
                   '--smarthost', '45.0.2.1:25',
                   name='relay-postfix').start()
     peers.Postfix('45.0.2.2', domain='front.test', relayhost=('127.0.0.1', 2500), name='front', settings=level)
