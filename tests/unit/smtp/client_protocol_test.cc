@@ -2,6 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
+#include <string>
+
 #include "smtp/command.h"
 
 namespace millrace::smtp {
@@ -107,6 +110,42 @@ TEST(ClientProtocolDeathTest, NoLineEndGetsIntoACommand) {
   envelope.reverse_path = "a@b\r\nRCPT TO:<x@y>";
   std::string out;
   EXPECT_DEATH(append_mail(out, envelope, {}, {}), "");
+}
+
+TEST(ClientProtocol, WhatDoesNotFitIsToldInWords) {
+  std::set<std::string_view> words;
+  for (Fit fit : {Fit::ok, Fit::too_large, Fit::needs_smtputf8, Fit::needs_8bitmime}) {
+    EXPECT_TRUE(words.insert(to_string(fit)).second) << to_string(fit);
+  }
+}
+
+TEST(ClientProtocol, NothingIsAskedForThatNobodyAskedFor) {
+  mail::Envelope envelope;
+  envelope.reverse_path = "a@example.com";
+  mail::Recipient recipient{"b@example.org", "example.org", "", 0};
+  std::string out;
+  append_mail(out, envelope, content_of("hello\r\n"), everything());
+  append_rcpt(out, envelope, recipient, everything());
+  EXPECT_EQ(out, "MAIL FROM:<a@example.com> SIZE=7\r\nRCPT TO:<b@example.org>\r\n");
+  out.clear();
+  envelope.ret = mail::Ret::full;
+  recipient.notify = mail::Notify::failure;
+  append_mail(out, envelope, content_of("hello\r\n"), everything());
+  append_rcpt(out, envelope, recipient, everything());
+  EXPECT_EQ(out, "MAIL FROM:<a@example.com> SIZE=7 RET=FULL\r\nRCPT TO:<b@example.org> NOTIFY=FAILURE\r\n");
+}
+
+// RFC 6533 3: an original recipient in UTF-8 goes only where SMTPUTF8 goes.
+TEST(ClientProtocol, AnOriginalRecipientInUtf8NeedsSmtputf8) {
+  mail::Envelope envelope;
+  mail::Recipient recipient{"b@example.org", "example.org", "utf-8;\xc3\xbc@d", 0};
+  std::string out;
+  append_rcpt(out, envelope, recipient, everything());
+  EXPECT_EQ(out, "RCPT TO:<b@example.org>\r\n");
+  envelope.smtputf8 = true;
+  out.clear();
+  append_rcpt(out, envelope, recipient, everything());
+  EXPECT_EQ(out, "RCPT TO:<b@example.org> ORCPT=utf-8;\xc3\xbc@d\r\n");
 }
 
 }  // namespace

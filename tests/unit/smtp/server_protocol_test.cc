@@ -3,7 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/prng.h"
 
@@ -648,6 +651,77 @@ TEST(StartTlsTest, RequiredItLetsNothingElsePass) {
   session.protocol->secured();
   session.hello();
   EXPECT_EQ(session.codes("MAIL FROM:<a@b.example>\r\n"), "250");
+}
+
+TEST(ServerProtocol, ACheckThatTakesTimeStopsTheSessionUntilItsAnswer) {
+  Session session;
+  session.hello();
+  session.policy.mail = ServerPolicy::kLater;
+  EXPECT_EQ(session.codes("MAIL FROM:<a@example.com>\r\nRCPT TO:<b@example.org>\r\n"), "");
+  EXPECT_TRUE(session.blocked);
+  session.protocol->answer_mail({});
+  EXPECT_EQ(session.protocol->state(), State::mail);
+  session.blocked = false;
+  EXPECT_EQ(session.codes(std::exchange(session.waiting, {})), "250 250");
+  session.send("RSET\r\n");
+  session.send("MAIL FROM:<a@example.com>\r\n");
+  session.protocol->answer_mail({451, {4, 7, 1}, "Not now"});
+  EXPECT_EQ(session.protocol->state(), State::ready);
+  EXPECT_TRUE(session.output().starts_with("451 4.7.1"));
+}
+
+TEST(ServerProtocol, ChunksOutOfOrderAreRefusedAndPassBy) {
+  Session session;
+  EXPECT_EQ(session.codes("BDAT 5 LAST\r\nhelloNOOP\r\n"), "503 250");
+  session.hello();
+  EXPECT_EQ(session.codes("BDAT 5 LAST\r\nhelloNOOP\r\n", 3), "503 250");
+  session.send("MAIL FROM:<a@example.com>\r\n");
+  EXPECT_EQ(session.codes("BDAT 5 LAST\r\nhelloNOOP\r\n", 1), "554 250");
+  EXPECT_EQ(session.codes("RCPT TO:<b@example.org>\r\nBDAT 5 LAST\r\nhello"), "250 250");
+  EXPECT_EQ(session.bodies, std::vector<std::string>{"hello"});
+}
+
+TEST(ServerProtocol, AfterARefusedChunkOnlyRsetHelps) {
+  ServerOptions options;
+  options.max_message_size = 10;
+  Session session(options);
+  session.hello();
+  session.send(kMailRcpt);
+  EXPECT_EQ(session.codes("BDAT 11\r\nhello world"), "552");
+  for (const char* command : {"MAIL FROM:<a@example.com>", "RCPT TO:<b@example.org>", "DATA", "BDAT 0 LAST"}) {
+    SCOPED_TRACE(command);
+    if (session.protocol->state() != State::bdat_failed) break;
+    EXPECT_EQ(session.codes(std::string(command) + "\r\n"), "503");
+  }
+  session.send("RSET\r\n");
+  EXPECT_EQ(session.codes(kMailRcpt), "250 250");
+}
+
+TEST(ServerProtocol, ADomainThatNoIdnaTakesIsRefused) {
+  Session session;
+  session.hello();
+  // A zero width space alone: nothing is left of the label.
+  EXPECT_EQ(session.codes("MAIL FROM:<a@\xe2\x80\x8b.example> SMTPUTF8\r\n").substr(0, 1), "5");
+  EXPECT_EQ(session.codes("MAIL FROM:<a@b.example> SMTPUTF8\r\n"), "250");
+  EXPECT_EQ(session.codes("RCPT TO:<a@\xe2\x80\x8b.example>\r\n").substr(0, 1), "5");
+  EXPECT_EQ(session.codes("RCPT TO:<a@b\xc3\xbc.example>\r\n"), "250");
+}
+
+TEST(ServerProtocol, OutputIsAddedToWhatIsThere) {
+  Session session;
+  session.protocol->advance("NOOP\r\n");
+  std::string out = "before ";
+  session.protocol->take_output(out);
+  EXPECT_EQ(out, "before 250 2.0.0 Ok\r\n");
+}
+
+TEST(ServerProtocol, EachStateHasANameOfItsOwn) {
+  std::set<std::string_view> names;
+  for (auto state = State::connected; state <= State::closing; state = State(static_cast<int>(state) + 1)) {
+    EXPECT_FALSE(to_string(state).empty());
+    EXPECT_TRUE(names.insert(to_string(state)).second) << to_string(state);
+  }
+  EXPECT_GE(names.size(), 12u);
 }
 
 }  // namespace
