@@ -341,6 +341,9 @@ Result<MetadataSummary> summarize_metadata(std::string_view bytes) {
       case kFixed:
         fixed = true;
         return read_fixed(field.value, summary.received_ms, summary.expires_ms);
+      case kReversePath:
+        summary.reverse_path = field.value;
+        break;
       case kTenant:
         summary.tenant = field.value;
         break;
@@ -364,7 +367,7 @@ Result<MetadataSummary> summarize_metadata(std::string_view bytes) {
   });
   if (!status) return fail(status.error());
   if (!fixed || summary.recipient_domains.empty()) return damaged("record: a field is missing");
-  if (!is_clean(summary.tenant) || !is_clean(summary.job) || !is_clean(summary.pool)) {
+  if (!is_clean(summary.reverse_path) || !is_clean(summary.tenant) || !is_clean(summary.job) || !is_clean(summary.pool)) {
     return damaged("text");
   }
   return summary;

@@ -89,6 +89,8 @@ struct Attempt : reactor::Letter {
   Site* lent_by = nullptr;               // the home's
   unsigned source = 0;
   int64_t held_until = 0;                // given back because of a hold until then (monotonic)
+  int64_t good_until = 0;                // its permit is to be used until then (monotonic); 0: it needs none
+  bool untaken = false;                  // came back without having been given to a lane
   Link link;                             // on the borrower's list until a lane takes it
 };
 

@@ -152,7 +152,7 @@ void Scheduler::retry_matching(const Filter& filter) {
 void Scheduler::name_service_back() {
   for (auto& [name, destination] : destinations_) {
     // Of a domain that seems not to exist, the second look has its own time.
-    if (!destination->hold.active(now()) || destination->missing_since_ms != 0) continue;
+    if (!destination->hold.active(now()) || destination->missing_since != 0) continue;
     destination->hold.end_now();
     if (destination->ready == 0) continue;
     destination->timer.cancel();

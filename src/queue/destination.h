@@ -99,7 +99,7 @@ struct Destination {
   uint32_t in_flight = 0;
   uint64_t delivered = 0, deferred = 0, bounced = 0;
   LastReply last_reply;
-  int64_t missing_since_ms = 0;      // UTC: first NXDOMAIN or no data of the domain, 0: none
+  int64_t missing_since = 0;         // monotonic: first NXDOMAIN or no data of the domain, 0: none
   reactor::Timer timer;              // end of a hold, or of the wait for a second NXDOMAIN
   Link ready_link;                   // on its lane group's `ready` while it has mail that may go
   Scheduler* scheduler = nullptr;

@@ -322,7 +322,7 @@ shaping::Release Scheduler::use(Permit& permit) {
   ASSERT(permit.state == Permit::State::granted);
   permit.state = Permit::State::none;
   permit.link.unlink();
-  return permit.to_release ? permit.release() : shaping::Release{};
+  return permit.release();
 }
 
 void Scheduler::give_back(Permit& permit) {

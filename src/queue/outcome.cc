@@ -52,6 +52,13 @@ int64_t Scheduler::retry_delay_ms(unsigned attempts) {
   return step - tenth + static_cast<int64_t>(prng_.below(static_cast<uint64_t>(2 * tenth)));
 }
 
+// The longest that an item ever waits, but for a receiver that names a longer time.
+int64_t Scheduler::longest_wait_ms() const {
+  const std::vector<int64_t>& steps = config().retry_ms;
+  int64_t longest = *std::max_element(steps.begin(), steps.end());
+  return std::max(longest + std::max<int64_t>(longest / 10, 1), config().retry_uncertain_ms);
+}
+
 Scheduler::Outcome& Scheduler::make_outcome(Item& item) {
   Outcome* outcome;
   if (outcomes_free_.empty()) {
@@ -154,7 +161,9 @@ void Scheduler::finished(Attempt& attempt) {
       used |= result.action != Action::give_back;
       accepted |= result.action == Action::delivered || result.action == Action::uncertain;
     }
-    give_back_all(attempt.permit, used, accepted);
+    // A transaction that was begun stays charged, whatever came of it.
+    if (attempt.permit.to_release || attempt.untaken) give_back_all(attempt.permit, used, accepted);
+    attempt.permit = {};
   }
   if (attempt.recipients_learned > 0) site.recipients_learned = attempt.recipients_learned;
 

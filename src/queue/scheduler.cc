@@ -164,12 +164,16 @@ void Scheduler::report_stopped() {
 }
 
 void Scheduler::adopt(config::Snapshot config) {
+  const config::Rate before = this->config().connect_rate, after = config->connect_rate;
+  const bool same_rate = before.count == after.count && before.period_ms == after.period_ms &&
+                         this->config().connect_rate_given == config->connect_rate_given;
   context_.config = std::move(config);
   rules_ = rules_of(this->config());
   ++rules_version_;
   if (arbiter_) arbiter_->adopt(rules_);
   for (auto& [name, site] : sites_) {
-    set_connect_rate(*site);
+    // One that stays goes on: begun anew, it would let one more connection into its period.
+    if (!same_rate || !site->connect_rate.limited()) set_connect_rate(*site);
     if (name == site->key) site->provider = provider_of(*site->route, {});
     // A source that is gone keeps its group until its lanes have ended; new ones get a group.
     size_t wanted = std::max<size_t>(1, this->config().sources.size());
@@ -180,6 +184,9 @@ void Scheduler::adopt(config::Snapshot config) {
       if (source >= known) site->groups[source].window = first_window(*site, site->groups[source]);
     }
   }
+  // A limit that rose lets more go; where this shard has no share any more, its mail is lent to one that has.
+  if (!started_ || stopping_) return;
+  for (auto& [name, site] : sites_) on_site_timer(*site);
 }
 
 // ---- intake ------------------------------------------------------------------------------------------
@@ -873,9 +880,8 @@ Attempt* Scheduler::take(Lane& lane) {
 // The next transaction of the group, own or borrowed, or nullptr.
 Attempt* Scheduler::next_attempt(Site& site, LaneGroup& group) {
   group.borrowed_turn = !group.borrowed_turn;
-  if (!group.borrowed.empty() && (group.borrowed_turn || group.ready.empty())) {
-    --group.borrowed_count;
-    return group.borrowed.pop_front();
+  if (group.borrowed_turn || group.ready.empty()) {
+    if (Attempt* attempt = next_borrowed(group)) return attempt;
   }
   while (Destination* destination = group.ready.front()) {
     destination->ready_link.unlink();
@@ -895,19 +901,32 @@ Attempt* Scheduler::next_attempt(Site& site, LaneGroup& group) {
       continue;
     }
     Attempt* attempt = make_attempt(*item, site);
+    attempt->good_until = queue.limited ? queue.permit->valid_until : 0;
     attempt->permit = queue.limited ? use(*queue.permit) : shaping::Release{};
     if (!destination->active.empty() || !destination->loaded.empty()) group.ready.push_back(*destination);
     return attempt;
   }
-  if (group.borrowed.empty()) return nullptr;
-  --group.borrowed_count;
-  return group.borrowed.pop_front();
+  return next_borrowed(group);
+}
+
+// What waited here for longer than its permit is good goes home and asks again: a rate is about when transactions
+// begin, and this one would begin among those that were permitted since.
+Attempt* Scheduler::next_borrowed(LaneGroup& group) {
+  while (Attempt* attempt = group.borrowed.pop_front()) {
+    --group.borrowed_count;
+    if (attempt->good_until == 0 || now() <= attempt->good_until) return attempt;
+    attempt->untaken = true;
+    return_borrowed(*attempt);
+  }
+  return nullptr;
 }
 
 // This shard has no share of the site's connections: a shard that has one serves its attempts. A few at
 // a time: each that comes back makes room for the next.
 void Scheduler::lend(Site& site, unsigned source) {
   LaneGroup& group = site.groups[source];
+  // While a reload is on its way, this shard may have been lent what it has no share for.
+  return_all_borrowed(group);
   while (group.lent < kLent) {
     Attempt* attempt = next_attempt(site, group);
     if (!attempt) return;
@@ -939,6 +958,7 @@ void Scheduler::return_all_borrowed(LaneGroup& group) {
   while (Attempt* attempt = group.borrowed.pop_front()) {
     --group.borrowed_count;
     attempt->held_until = group.held_until(now());
+    attempt->untaken = true;
     return_borrowed(*attempt);
   }
 }
@@ -1001,6 +1021,7 @@ Attempt* Scheduler::make_attempt(Item& item, const Site& site) {
     if (result.asks.any()) result.asks = {};
   }
   attempt->recipients_learned = 0;
+  attempt->untaken = false;
   attempt->receiver_reports = false;
   ++stats_.attempts;
   return attempt;
@@ -1146,7 +1167,7 @@ void Scheduler::on_route(Destination& destination, std::shared_ptr<const dns::Ro
   switch (route->verdict) {
     case dns::Verdict::usable: {
       destination.hold.clear();
-      destination.missing_since_ms = 0;
+      destination.missing_since = 0;
       destination.route = route;
       destination.route_until = std::max(route->valid_until_ns, now() + kSecond);
       Site& site = site_of(route, destination.domain);
@@ -1164,14 +1185,13 @@ void Scheduler::on_route(Destination& destination, std::shared_ptr<const dns::Ro
     case dns::Verdict::no_such_domain: {
       // Bounces only when a second look, at least ten minutes later, agrees.
       destination.tried = true;
-      int64_t wall_ms = context_.io.wall_ms();
-      if (destination.missing_since_ms == 0) destination.missing_since_ms = wall_ms;
-      int64_t left_ms = destination.missing_since_ms + config().nxdomain_confirm_ms - wall_ms;
+      if (destination.missing_since == 0) destination.missing_since = std::max<int64_t>(now(), 1);
+      int64_t left_ms = config().nxdomain_confirm_ms - (now() - destination.missing_since) / kMillisecond;
       if (left_ms > 0) {
         destination.hold.fail(now(), begun, {}, left_ms, route->reason);
         look_up_failed(destination, *route);
       } else {
-        destination.missing_since_ms = 0;
+        destination.missing_since = 0;
         set_fatal(destination, *route);
       }
       break;
@@ -1335,9 +1355,12 @@ void Scheduler::recover(const spool::Recovered& found) {
     return;
   }
   index_.insert(*parts.front().item);
+  const int64_t longest_ms = longest_wait_ms();
   for (const Part& part : parts) {
-    // The one conversion from UTC to the monotonic clock.
+    // The one conversion from UTC to the monotonic clock. A wait that is longer than any which is ever set shows
+    // that the clock has been set back since: the mail then waits for its step, not until the old time comes again.
     int64_t wait_ms = part.due_ms - wall_ms;
+    if (wait_ms > longest_ms) wait_ms = retry_delay_ms(part.item->attempts);
     if (wait_ms > 0) {
       wait_until(*part.item, now() + wait_ms * kMillisecond);
     } else {

@@ -225,6 +225,7 @@ class Scheduler final : public Dispatcher, public Intake {
   void on_loaded(Loading& loading);
   Site& site_of(const std::shared_ptr<const dns::Route>& route, std::string_view domain);
   Attempt* next_attempt(Site& site, LaneGroup& group);
+  Attempt* next_borrowed(LaneGroup& group);
   Attempt* make_attempt(Item& item, const Site& site);
   // Between shards: see LaneGroup::borrowed.
   void lend(Site& site, unsigned source);
@@ -312,6 +313,7 @@ class Scheduler final : public Dispatcher, public Intake {
   void retry_failed_notes();
   void encode_state_of(const Item& item, std::string& out) const;
   int64_t retry_delay_ms(unsigned attempts);
+  int64_t longest_wait_ms() const;
   // Ends all recipients of a resident item with one result (expired, removed, bounced by us).
   void end_item(Item& item, events::Type type, const RecipientResult& why, bool report);
   // Reads the item's message if need be, or waits for its attempt to come back, then end_item().

@@ -78,6 +78,8 @@ TEST(Metadata, TheSummaryAgreesWithTheWhole) {
   auto summary = summarize_metadata(bytes);
   ASSERT_TRUE(summary.ok());
   EXPECT_EQ(summary->expires_ms, full_envelope().expires_ms);
+  EXPECT_FALSE(summary->reverse_path.empty());
+  EXPECT_EQ(summary->reverse_path, full_envelope().reverse_path);
   EXPECT_EQ(summary->tenant, "acme");
   EXPECT_EQ(summary->job, "spring");
   EXPECT_EQ(summary->pool, "vmta-1");

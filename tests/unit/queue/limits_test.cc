@@ -179,6 +179,53 @@ TEST_F(LimitsTest, ATenantsRateHoldsOverAllShardsAndIsUsed) {
   EXPECT_GE(sent_.size(), 190u);
 }
 
+// The one connection is another shard's: what is lent to it and waits there too long asks for its permit again.
+TEST_F(LimitsTest, WhatIsLentToAnotherShardKeepsToARate) {
+  config_.total_connections = 1;
+  build(4, "[provider.big]\nmx = [\"*.big.example\"]\nattempt-rate = \"4/s\"\n");
+  route_all_to("mx.big.example");
+  shards_[0]->agent->hold_attempts = true;
+  enqueue(0, "d.example");
+  run(10 * kMs);
+  for (int i = 0; i < 60; ++i) enqueue(static_cast<unsigned>(1 + i % 3), "d.example");
+  for (int step = 0; step < 50; ++step) run(100 * kMs);
+  shards_[0]->agent->finish_all();
+  run(10 * kMs);
+  ASSERT_FALSE(sent_.empty());
+  sent_.erase(sent_.begin());  // begun five seconds ago
+  for (int step = 0; step < 200; ++step) run(100 * kMs);
+  EXPECT_LE(most_in_a_window(sent_, kSecond), 4u);
+  EXPECT_GE(sent_.size(), 55u);
+}
+
+TEST_F(LimitsTest, AReloadBeginsNoRateOfConnectionsAnew) {
+  config_.connect_rate = {2, 10'000};
+  build(1, "");
+  route_all_to("mx.example");
+  shards_[0]->agent->hold_attempts = true;
+  for (int i = 0; i < 20; ++i) enqueue(0, "d.example");
+  for (int second = 0; second < 9; ++second) {
+    run(kSecond);
+    adopt("");
+  }
+  EXPECT_EQ(shards_[0]->agent->opened, 2u);
+}
+
+TEST_F(LimitsTest, MailOfAShardThatAReloadLeavesWithoutAShareIsLent) {
+  config_.total_connections = 4;
+  build(2, "");
+  route_all_to(".mx.example", true);
+  shards_[1]->agent->hold_attempts = true;
+  for (const char* domain : {"a.example", "b.example", "c.example"}) enqueue(1, domain);
+  run(kSecond);
+  EXPECT_EQ(lanes(), 2u) << "the third waits for a slot";
+  config_.total_connections = 1;
+  adopt("");
+  shards_[1]->agent->finish_all();
+  run(5 * kSecond);
+  EXPECT_EQ(queued(), 0u);
+}
+
 TEST_F(LimitsTest, AttemptsInFlightAreGivenBackWhateverBecomesOfThem) {
   build(2, "[job.\"*\"]\nin-flight = 2\n");
   route_all_to("mx.example");

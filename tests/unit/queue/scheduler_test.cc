@@ -387,6 +387,28 @@ TEST_F(SchedulerTest, AMissingDomainBouncesOnlyWhenASecondLookAgrees) {
   EXPECT_EQ(scheduler_->stats().items, 0u);
 }
 
+TEST_F(SchedulerTest, AStepOfTheClockChangesNothingOfWhenAMissingDomainIsLookedUpAgain) {
+  for (int64_t step_ms : {3'600'000LL, -3'600'000LL}) {
+    start();
+    agent_->route = [](const std::string&) {
+      dns::Route route;
+      route.verdict = dns::Verdict::no_such_domain;
+      route.reason = "no such domain";
+      return route;
+    };
+    enqueue({"a@nowhere.example"});
+    run(10);
+    world_.step_wall(step_ms);
+    enqueue({"b@nowhere.example"});
+    run(290);
+    EXPECT_EQ(sink_.count(events::Type::bounced), 0u) << step_ms;
+    run(400);
+    EXPECT_EQ(sink_.count(events::Type::bounced), 2u) << step_ms;
+    reset();
+    sink_.seen.clear();
+  }
+}
+
 TEST_F(SchedulerTest, ANullMxBouncesAtOnce) {
   start();
   agent_->route = [](const std::string&) {
@@ -503,6 +525,52 @@ TEST_F(SchedulerTest, ARestartChangesNoSchedule) {
   run(600);
   EXPECT_NEAR(static_cast<double>(tried_ms), static_cast<double>(due_ms), 20.0);
   EXPECT_EQ(scheduler_->stats().items, 0u);
+}
+
+TEST_F(SchedulerTest, ARestartAfterTheClockWasSetBackDelaysNoMailByThatStep) {
+  start();
+  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
+  mail::SpoolId id = enqueue({"a@example.com"});
+  run();
+  auto messages = spool_->messages;
+  std::string state = spool_->notes.back().state;
+  reset();
+  world_.step_wall(-86'400'000LL);
+  build();
+  spool_->messages = messages;
+  spool::Recovered found;
+  found.id = id;
+  found.location = {1, 512, 300};
+  found.metadata = spool_->messages[id].metadata;
+  found.state = state;
+  scheduler_->recover(found);
+  scheduler_->start(*spool_, *reporter_);
+  all_results(Action::delivered, 250, "2.0.0");
+  run(240);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 0u);
+  run(100);  // the first step, five minutes, and a tenth of it
+  EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
+}
+
+TEST_F(SchedulerTest, ADeleteBySenderMeetsMailOfBeforeARestart) {
+  build();
+  for (int i = 0; i < 10; ++i) {
+    MessageRef made = message({"a@example.com"}, "", i % 2 ? "x@example.org" : "y@example.org");
+    spool::Recovered found;
+    found.id = made->id;
+    found.location = made->location;
+    found.metadata = spool_->messages[made->id].metadata;
+    scheduler_->recover(found);
+  }
+  Filter filter;
+  filter.sender = "x@example.org";
+  EXPECT_EQ(scheduler_->count_matching(filter), 5u);
+  scheduler_->end_matching(Command::remove, filter, [] {});
+  all_results(Action::delivered, 250, "2.0.0");
+  scheduler_->start(*spool_, *reporter_);
+  run(30);
+  EXPECT_EQ(sink_.count(events::Type::removed), 5u);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 5u);
 }
 
 // More destinations than messages may be read at a time.
