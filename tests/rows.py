@@ -25,7 +25,8 @@ FEATURES = {'outbound TLS': lambda: not has('src/delivery/session.h', 'no STARTT
             'DANE': lambda: has('src/config/schema.cc', 'dane'),
             'MTA-STS': lambda: has('src/config/schema.cc', 'mta-sts'),
             'REQUIRETLS': lambda: has('src/smtp/command.cc', 'REQUIRETLS'),
-            'AUTH': lambda: has('src/config/schema.cc', '"auth'),
+            'AUTH': lambda: has('src/config/schema.cc', '"credentials"'),
+            'outbound AUTH': lambda: has('src/config/schema.cc', '"next-hop-credentials"'),
             'DKIM': lambda: (ROOT / 'src/dkim').exists()}
 
 

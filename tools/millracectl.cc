@@ -2,19 +2,27 @@
 // Prints tables, or with --json what the relay answered.
 //
 // Exit codes: 0 done; 1 the relay refused or cannot be reached; 2 bad usage.
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstring>
+#include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 
 #include "admin/view.h"
+#include "auth/crypto.h"
+#include "auth/secret.h"
+#include "config/credentials.h"
 #include "base/result.h"
 
 namespace millrace {
@@ -73,8 +81,98 @@ size_t terminal_width() {
   return 160;  // a file or a pipe has no edge
 }
 
+// ---- passwd
+
+// One line of the standard input, without an echo where that is a terminal; never an argument, which others can see.
+Result<std::string> read_password() {
+  const bool terminal = isatty(STDIN_FILENO) == 1;
+  auto read_line = [&](const char* prompt) {
+    termios before{};
+    if (terminal) {
+      fmt::print(stderr, "{}: ", prompt);
+      tcgetattr(STDIN_FILENO, &before);
+      termios silent = before;
+      silent.c_lflag &= ~static_cast<tcflag_t>(ECHO);
+      tcsetattr(STDIN_FILENO, TCSAFLUSH, &silent);
+    }
+    std::string line;
+    char c = 0;
+    while (read(STDIN_FILENO, &c, 1) == 1 && c != '\n') line += c;
+    if (terminal) {
+      tcsetattr(STDIN_FILENO, TCSAFLUSH, &before);
+      fmt::print(stderr, "\n");
+    }
+    if (line.ends_with('\r')) line.pop_back();
+    return line;
+  };
+  std::string password = read_line("New password");
+  if (terminal && read_line("Again") != password) return fail("the two are not the same; nothing is changed");
+  if (password.empty()) return fail("no password was given; nothing is changed");
+  for (char c : password) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) return fail("the password has a control character in it; nothing is changed");
+  }
+  return password;
+}
+
+// The file is there as it was or as it will be, never in between; owner and mode stay.
+Status replace_file(const std::string& path, const std::string& text) {
+  auto failed = [&](const char* what) { return fail(fmt::format("{}: {}: {}", path, what, strerror(errno))); };
+  struct stat before{};
+  const bool exists = stat(path.c_str(), &before) == 0;
+  const std::string fresh = path + ".new";
+  int fd = open(fresh.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (fd < 0 && errno == EEXIST) return fail(fmt::format("{} exists: somebody else is changing it, or was interrupted; remove it", fresh));
+  if (fd < 0) return failed("writing beside it");
+  bool written = write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
+  if (written && exists) {
+    written = fchmod(fd, before.st_mode & 07777) == 0 &&
+              (fchown(fd, before.st_uid, before.st_gid) == 0 || (before.st_uid == geteuid() && before.st_gid == getegid()));
+  }
+  if (!written || fsync(fd) != 0 || rename(fresh.c_str(), path.c_str()) != 0) {
+    Status status = failed("writing it anew");
+    close(fd);
+    unlink(fresh.c_str());
+    return status;
+  }
+  close(fd);
+  return success();
+}
+
+int set_password(const std::string& account, const std::string& path) {
+  auto complain = [](const std::string& why) {
+    fmt::print(stderr, "millracectl: {}\n", why);
+    return 1;
+  };
+  std::string text;
+  if (!path.empty()) {
+    std::ifstream in(path, std::ios::binary);
+    if (!in && errno != ENOENT) return complain(fmt::format("{}: {}", path, strerror(errno)));
+    if (in) {
+      std::ostringstream content;
+      content << in.rdbuf();
+      text = content.str();
+    }
+  }
+  auto password = read_password();
+  if (!password) return complain(password.error().text);
+  auto hash = auth::make_crypt_hash(*password);
+  if (!hash) return complain(hash.error().text);
+  const std::string verifier = auth::print_scram_verifier(
+      auth::make_scram_verifier(*password, auth::random_octets(auth::kSaltSize), auth::kIterations));
+  auth::wipe(*password);
+  auto changed = config::set_password(text, account, *hash, verifier);
+  if (!changed) return complain(path.empty() ? changed.error().text : fmt::format("{}: {}", path, changed.error().text));
+  if (path.empty()) {
+    fmt::print("{}", *changed);
+    return 0;
+  }
+  if (Status status = replace_file(path, *changed); !status.ok()) return complain(status.error().text);
+  fmt::print(stderr, "{}: the password of {} is set; SIGHUP makes the relay read it\n", path, account);
+  return 0;
+}
+
 struct Filter {
-  std::string domain, job, sender, id;
+  std::string domain, job, sender, account, id;
   bool all = false, dry_run = false;
 };
 
@@ -125,6 +223,7 @@ int run(int argc, char** argv) {
     sub->add_option("--domain", filter.domain, "Mail to this recipient domain");
     sub->add_option("--job", filter.job, "Mail of this job");
     sub->add_option("--sender", filter.sender, "Mail from this reverse-path");
+    sub->add_option("--account", filter.account, "Mail that this account sent in");
     sub->add_option("--id", filter.id, "The message with this spool id");
     sub->add_flag("--all", filter.all, "All mail");
     sub->add_flag("--dry-run", filter.dry_run, "Only counts what would be met");
@@ -133,6 +232,7 @@ int run(int argc, char** argv) {
       for (auto [key, value] : {std::pair{"domain", &filter.domain},
                                 {"job", &filter.job},
                                 {"sender", &filter.sender},
+                                {"account", &filter.account},
                                 {"id", &filter.id}}) {
         if (!value->empty()) request[key] = *value;
       }
@@ -147,12 +247,29 @@ int run(int argc, char** argv) {
   command("delete", "Removes what matches, without a report to its sender");
   command("bounce", "Removes what matches, with a report to its sender");
 
+  std::string account, credentials;
+  CLI::App* passwd = app.add_subcommand(
+      "passwd", "Makes the hash and the SCRAM verifier of an account's password, which is asked for or read from the "
+                "standard input; needs no relay");
+  passwd->add_option("NAME", account, "The account")->required();
+  passwd->add_option("--credentials", credentials,
+                     "The file to write them into (made if it is not there); without it they are printed");
+  CLI::App* accounts = app.add_subcommand("account", "Freezes accounts: new mail gets 450, queued mail is held");
+  accounts->require_subcommand(1);
+  accounts->add_subcommand("list", "The accounts that are frozen, and why")->callback([&] { request = {{"command", "accounts"}}; });
+  for (const char* name : {"freeze", "unfreeze"}) {
+    CLI::App* sub = accounts->add_subcommand(name, std::string(name) == "freeze" ? "Freezes one" : "Ends it");
+    sub->add_option("NAME", account, "The account")->required();
+    sub->callback([&, name] { request = {{"command", name}, {"account", account}}; });
+  }
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     int code = app.exit(error);
     return code == 0 ? 0 : 2;
   }
+  if (passwd->parsed()) return set_password(account, credentials);
   auto result = ask(socket_path, request);
   if (!result) {
     fmt::print(stderr, "millracectl: {}\n", result.error().text);
@@ -171,6 +288,7 @@ int run(int argc, char** argv) {
   std::string text = name == "status"  ? admin::show_status(*result, view)
                      : name == "queue" ? admin::show_queue(*result, view)
                      : name == "show"  ? admin::show_message(*result, view)
+                     : name == "accounts" || name == "freeze" || name == "unfreeze" ? admin::show_accounts(*result)
                      : name == "explain" ? admin::show_explain(*result, view)
                                        : admin::show_command(*result, name);
   fmt::print("{}", text);

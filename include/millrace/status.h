@@ -25,6 +25,17 @@ struct TlsStatus {
   TlsStatus& operator+=(const TlsStatus& part);
 };
 
+// Authentication of clients; docs/auth.md tells what each means.
+struct AuthStatus {
+  uint64_t succeeded = 0;
+  uint64_t failed = 0;        // 535
+  uint64_t shut_out = 0;      // 454: too many failures before
+  uint64_t busy = 0;          // 454: too many passwords were being checked
+  uint64_t mail_refused = 0;  // to accounts: sender, network, budget, freeze
+
+  AuthStatus& operator+=(const AuthStatus& part);
+};
+
 struct RelayStatus {
   unsigned shards = 0;
   // Messages.
@@ -38,6 +49,7 @@ struct RelayStatus {
   uint64_t ready = 0, in_flight = 0;
   uint64_t inbound_connections = 0, outbound_connections = 0;
   TlsStatus tls_in, tls_out;
+  AuthStatus auth;
   // Cost.
   uint64_t connects = 0;         // outbound connections opened
   uint64_t attempts = 0;

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <functional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "millrace/status.h"
@@ -26,6 +28,10 @@ class Control {
   // act: the command itself is durable then.
   virtual void command(queue::Command command, queue::Filter filter, bool dry_run,
                        std::function<void(Result<uint64_t>)> done) = 0;
+  // Freezes an account (new mail 4xx, queued mail held) or ends that; durable when it answers.
+  virtual void freeze(const std::string& account, bool frozen, std::function<void(Status)> done) = 0;
+  // Frozen ones, and why.
+  virtual std::vector<std::pair<std::string, std::string>> frozen_accounts() const = 0;
   // The pauses in force, as the operator gave them.
   virtual std::vector<queue::Filter> pauses() const = 0;
 };

@@ -115,6 +115,13 @@ Result<Request> parse_request(std::string_view line) {
     if (Status status = keys.finish(); !status) return fail(status.error());
     if (explain.domain.empty() == explain.id.empty()) return fail("explain needs either a domain or an id");
     request = std::move(explain);
+  } else if (name == "accounts") {
+    request = AccountsRequest{};
+  } else if (name == "freeze" || name == "unfreeze") {
+    FreezeRequest freeze{keys.text("account"), name == "freeze"};
+    if (Status status = keys.finish(); !status) return fail(status.error());
+    if (freeze.account.empty()) return fail(fmt::format("{} needs an account", name));
+    request = std::move(freeze);
   } else {
     const queue::Command* found =
         std::find_if(std::begin(kCommands), std::end(kCommands),
@@ -122,7 +129,7 @@ Result<Request> parse_request(std::string_view line) {
     if (found == std::end(kCommands)) {
       return fail(
           fmt::format("unknown command '{}'; known are status, queue, show, explain, pause, resume, "
-                      "retry, delete and bounce",
+                      "retry, delete, bounce, accounts, freeze and unfreeze",
                       name));
     }
     CommandRequest command;
@@ -130,13 +137,14 @@ Result<Request> parse_request(std::string_view line) {
     command.filter.domain = lower(keys.text("domain"));
     command.filter.job = keys.text("job");
     command.filter.sender = keys.text("sender");
+    command.filter.account = keys.text("account");
     command.filter.id = keys.id();
     command.dry_run = keys.flag("dry_run");
     bool all = keys.flag("all");
     if (Status status = keys.finish(); !status) return fail(status.error());
     if (command.filter.all() && !all) {
       return fail(fmt::format(
-          "{} without domain, job, sender or id is about everything; say all to mean it", name));
+          "{} without domain, job, sender, account or id is about everything; say all to mean it", name));
     }
     if (!command.filter.all() && all) return fail("all and a filter exclude each other");
     request = std::move(command);
@@ -160,6 +168,11 @@ json to_json(const TlsStatus& s) {
               {"sessions_in_the_clear", s.sessions_in_the_clear}};
 }
 
+json to_json(const AuthStatus& s) {
+  return json{{"succeeded", s.succeeded}, {"failed", s.failed}, {"shut_out", s.shut_out}, {"busy", s.busy},
+              {"mail_refused", s.mail_refused}};
+}
+
 json to_json(const RelayStatus& s) {
   return json{{"shards", s.shards},
               {"accepted", s.accepted},
@@ -177,6 +190,7 @@ json to_json(const RelayStatus& s) {
               {"outbound_connections", s.outbound_connections},
               {"tls_in", to_json(s.tls_in)},
               {"tls_out", to_json(s.tls_out)},
+              {"auth", to_json(s.auth)},
               {"connects", s.connects},
               {"attempts", s.attempts},
               {"syncs", s.syncs},
@@ -210,6 +224,7 @@ json to_json(const queue::MessageRow& row) {
   put_text(out, "job", row.job);
   put_text(out, "tenant", row.tenant);
   put_text(out, "pool", row.pool);
+  put_text(out, "account", row.account);
   put_text(out, "client", row.client);
   put_text(out, "message_id", row.message_id);
   put_time(out, "received", row.received_ms);
@@ -268,6 +283,7 @@ json to_json(const queue::Filter& filter) {
   put_text(out, "domain", filter.domain);
   put_text(out, "job", filter.job);
   put_text(out, "sender", filter.sender);
+  put_text(out, "account", filter.account);
   if (!filter.id.empty()) out["id"] = filter.id.to_string();
   if (filter.all()) out["all"] = true;
   return out;

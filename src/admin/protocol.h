@@ -8,10 +8,12 @@
 //   {"command":"pause","domain":"example.com","dry_run":true}      also resume, retry, delete,
 //   bounce
 //
+//   {"command":"freeze","account":"acme"}                         also unfreeze; accounts
+//
 //   {"ok":true,"result":{...}}
 //   {"ok":false,"error":"why, and what would be right"}
 //
-// A command without domain, job, sender or id needs "all":true: it is about everything. An unknown
+// A command without domain, job, sender, account or id needs "all":true: it is about everything. An unknown
 // key is an error, because a misspelled filter would act on everything.
 #pragma once
 
@@ -44,11 +46,18 @@ struct CommandRequest {
   queue::Filter filter;
   bool dry_run = false;
 };
-using Request = std::variant<StatusRequest, QueueRequest, ShowRequest, ExplainRequest, CommandRequest>;
+struct AccountsRequest {};
+struct FreezeRequest {
+  std::string account;
+  bool frozen = true;  // false: unfreeze
+};
+using Request = std::variant<StatusRequest, QueueRequest, ShowRequest, ExplainRequest, CommandRequest, AccountsRequest,
+                             FreezeRequest>;
 
 Result<Request> parse_request(std::string_view line);
 
 nlohmann::json to_json(const RelayStatus& status);
+nlohmann::json to_json(const AuthStatus& status);
 nlohmann::json to_json(const queue::QueueRow& row);
 nlohmann::json to_json(const queue::MessageRow& row);
 nlohmann::json to_json(const queue::ExplainRow& row, int64_t now, int64_t wall_ms);

@@ -197,6 +197,21 @@ void Server::handle(uint64_t session, Request request) {
                        }
                        reply(std::move(result));
                      });
+  } else if (std::get_if<AccountsRequest>(&request)) {
+    nlohmann::json result{{"frozen", nlohmann::json::array()}};
+    for (const auto& [account, why] : control_.frozen_accounts()) {
+      result["frozen"].push_back({{"account", account}, {"why", why}});
+    }
+    reply(std::move(result));
+  } else if (auto* freeze = std::get_if<FreezeRequest>(&request)) {
+    log::info("operator: {} {}", freeze->frozen ? "freeze" : "unfreeze", freeze->account);
+    control_.freeze(freeze->account, freeze->frozen, [reply, refuse, account = freeze->account, frozen = freeze->frozen](Status status) {
+      if (status.ok()) {
+        reply(nlohmann::json{{"account", account}, {"frozen", frozen}});
+      } else {
+        refuse(status.error().text);
+      }
+    });
   } else if (auto* command = std::get_if<CommandRequest>(&request)) {
     if (!command->dry_run) {
       log::info(

@@ -135,6 +135,19 @@ int64_t parse_time(std::string_view text) {
   return timegm(&utc) * int64_t{1000} + milliseconds;
 }
 
+std::string show_accounts(const json& result) {
+  auto frozen = result.find("frozen");
+  if (frozen != result.end() && frozen->is_array()) {
+    if (frozen->empty()) return "no account is frozen\n";
+    std::string out = "frozen\n";
+    for (const json& one : *frozen) out += fmt::format("  {}: {}\n", text_of(one, "account"), text_of(one, "why"));
+    return out;
+  }
+  const bool is_frozen = frozen != result.end() && frozen->is_boolean() && frozen->get<bool>();
+  return fmt::format("{} is {}\n", text_of(result, "account"),
+                     is_frozen ? "frozen: new mail gets 450, what is queued is held" : "not frozen any more");
+}
+
 std::string show_status(const json& result, const ViewOptions&) {
   auto n = [&](const char* key) { return number_of(result, key); };
   std::string out =
@@ -156,6 +169,13 @@ std::string show_status(const json& result, const ViewOptions&) {
     if (t("sessions_in_the_clear") > 0) out += fmt::format("; {} sessions in the clear", t("sessions_in_the_clear"));
     out += '\n';
   }
+  if (auto auth = result.find("auth"); auth != result.end() && auth->is_object()) {
+    auto a = [&](const char* name) { return number_of(*auth, name); };
+    if (a("succeeded") + a("failed") + a("shut_out") + a("busy") > 0) {
+      out += fmt::format("  AUTH       {} succeeded, {} failed, {} shut out, {} when busy; {} times mail of accounts refused\n",
+                         a("succeeded"), a("failed"), a("shut_out"), a("busy"), a("mail_refused"));
+    }
+  }
   out += fmt::format("  accepted   {} messages ({}), {} refused\n", n("accepted"),
                      size_text(n("bytes_accepted")), n("rejected"));
   out += fmt::format("  delivered  {} recipients in {} attempts over {} connections\n",
@@ -172,7 +192,7 @@ std::string show_status(const json& result, const ViewOptions&) {
     out += "\npaused\n";
     for (const json& pause : *pauses) {
       std::string what;
-      for (const char* key : {"domain", "job", "sender", "id"}) {
+      for (const char* key : {"domain", "job", "sender", "account", "id"}) {
         std::string value = text_of(pause, key);
         if (!value.empty()) what += fmt::format("{}{} {}", what.empty() ? "" : ", ", key, value);
       }

@@ -14,7 +14,8 @@
 
 namespace millrace::config {
 
-class Shaping;  // config/shaping.h
+class Credentials;  // config/credentials.h
+class Shaping;      // config/shaping.h
 
 enum class Durability : uint8_t { disk, memory };
 enum class Ipv6 : uint8_t { off, prefer, after_ipv4 };
@@ -71,6 +72,8 @@ struct Config {
   std::vector<std::string> tls_keys;
   bool require_tls = false;                   // no mail in the clear
   std::string client_ca;                      // PEM file: a certificate of these is permission to relay
+  std::string credentials;                    // file; empty: nobody authenticates
+  bool auth_on_loopback = false;              // also without TLS, for clients of this machine
   std::vector<reactor::Network> relay_from;   // default: loopback
   std::vector<reactor::Network> proxy_from;
   uint64_t max_message_size = 50u << 20;
@@ -153,6 +156,7 @@ struct Config {
   // ---- read from the files named above when the configuration is (not settings)
   std::shared_ptr<const tls::ServerSettings> tls_server;  // null: TLS is not offered
   std::shared_ptr<const tls::ClientSettings> tls_client;  // null: as if it were empty
+  std::shared_ptr<const Credentials> accounts;            // null: AUTH is not offered
 };
 
 // All listeners in one list: --listen first.

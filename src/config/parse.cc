@@ -11,6 +11,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "config/credentials.h"
 #include "config/schema.h"
 #include "config/shaping.h"
 #include "config/values.h"
@@ -255,6 +256,24 @@ Status read_shaping(Config& config) {
   return success();
 }
 
+// ---- the credentials file
+
+Status read_credentials(Config& config) {
+  config.accounts = nullptr;
+  if (config.credentials.empty()) return success();
+  std::ifstream in(config.credentials, std::ios::binary);
+  if (!in) return fail(fmt::format("--credentials {}: {}", config.credentials, strerror(errno)));
+  std::ostringstream content;
+  content << in.rdbuf();
+  if (in.bad() || content.bad() || std::filesystem::is_directory(config.credentials)) {
+    return fail(fmt::format("--credentials {}: cannot be read as a file", config.credentials));
+  }
+  auto accounts = Credentials::parse(content.str(), config.credentials, config.sources);
+  if (!accounts) return fail(accounts.error());
+  config.accounts = std::move(*accounts);
+  return success();
+}
+
 // ---- output
 
 std::string toml_text(std::string_view text) {
@@ -388,6 +407,7 @@ Status read_files(Config& config, bool ca_file_given) {
     if (!authorities) return fail(fmt::format("--client-ca: {}", authorities.error().text));
     server->client_ca_pem = std::move(*authorities);
   }
+  server->channel_bindings = !config.credentials.empty();
   if (auto context = tls::ServerContext::make(*server); !context) {
     return fail(fmt::format("--tls-certificate or --client-ca: {}", context.error().text));
   }
@@ -465,6 +485,7 @@ Result<Invocation> parse(const std::vector<std::string>& arguments, const System
   const bool ca_file_given = invocation.origins[static_cast<size_t>(find_field("tls-ca-file") - fields.data())].from != Origin::From::preset;
   if (Status status = read_files(*config, ca_file_given); !status) return fail(status.error());
   if (Status status = read_shaping(*config); !status) return fail(status.error());
+  if (Status status = read_credentials(*config); !status) return fail(status.error());
   invocation.config = std::move(config);
   if (commands.check) {
     invocation.action = Invocation::Action::check_config;
@@ -498,6 +519,10 @@ Result<Reloaded> reload(const Invocation& running, const System& system) {
   // What was kept may not fit with what is new; the shaping file is read for the sources that stay.
   if (Status status = validate(*config); !status) return fail(status.error());
   if (Status status = read_shaping(*config); !status) return fail(status.error());
+  if (Status status = read_credentials(*config); !status) return fail(status.error());
+  if (config->accounts && running.config->accounts && config->credentials == running.config->credentials &&
+      config->accounts->text() != running.config->accounts->text())
+    reloaded.changed.emplace_back("credentials");
   if (!config->shaping.empty() && config->shaping == running.config->shaping &&
       config->shaping_rules->text() != running.config->shaping_rules->text())
     reloaded.changed.emplace_back("shaping");

@@ -389,6 +389,11 @@ std::vector<Field> make_schema() {
            "PEM: clients that show a certificate of these authorities may send mail to anywhere, as "
            "those of --relay-from may.")
           .empty_means("none"));
+  add(text("credentials", "FILE", &C::credentials,
+           "Accounts that may authenticate (AUTH) and so send mail to anywhere, as docs/auth.md tells.")
+          .empty_means("none"));
+  add(toggle("auth-on-loopback", &C::auth_on_loopback,
+             "Offers AUTH without TLS too, to clients on this machine's loopback addresses only."));
   add(many(
       "relay-from", "CIDR", &C::relay_from, parse_network,
       [](const reactor::Network& n) { return n.to_string(); },
@@ -667,7 +672,12 @@ Status validate(const Config& config) {
     if (!config.listen_tls.empty()) say("--listen-tls: needs --tls-certificate and --tls-key");
     if (config.require_tls) say("--require-tls: needs --tls-certificate and --tls-key");
     if (!config.client_ca.empty()) say("--client-ca: needs --tls-certificate and --tls-key");
+    if (!config.credentials.empty() && !config.auth_on_loopback)
+      say("--credentials: passwords are taken under TLS only, so it needs --tls-certificate and --tls-key "
+          "(or, for clients of this machine alone, --auth-on-loopback)");
   }
+  if (config.auth_on_loopback && config.credentials.empty())
+    say("--auth-on-loopback: nobody has a password; name the accounts with --credentials FILE");
   seen.clear();
   bool ipv6_source = false;
   for (const Source& source : config.sources) {

@@ -7,6 +7,7 @@
 
 #include "config/shaping.h"
 #include "config/values.h"
+#include "mail/mailbox_list.h"
 #include "queue/state.h"
 #include "smtp/rewrite.h"
 #include "smtp/xtext.h"
@@ -165,6 +166,13 @@ Submission& Acceptance::begin() {
   return *submission.release();  // release() takes it back
 }
 
+void Acceptance::refund(Submission& submission) {
+  if (submission.charged == 0) return;
+  context_.accounts->refund(submission.message->envelope.account, submission.charged, submission.charged_at,
+                            context_.io.now());
+  submission.charged = 0;
+}
+
 void Acceptance::discard(Submission& submission) {
   ++context_.stats.discarded;
   release(submission);
@@ -179,6 +187,7 @@ void Acceptance::release(Submission& submission) {
   submission.message = {};
   submission.owner = nullptr;
   submission.done = nullptr;
+  submission.charged = 0;
   submission.append_.pieces.clear();
   submission.append_.status = success();
   submission.append_.close_silently = false;
@@ -312,6 +321,22 @@ smtp::Reply Acceptance::apply_metadata(queue::Message& message, const Settings& 
   return {};
 }
 
+// What an account may write into its messages: From, and the pool.
+smtp::Reply Acceptance::check_account(queue::Message& message, const config::Account& account, const mail::HeaderScan& scan) {
+  mail::Envelope& envelope = message.envelope;
+  if (!account.senders.empty()) {
+    auto addresses = scan.from_cut ? std::nullopt : mail::parse_mailbox_list(scan.from);
+    if (!addresses) return {550, {5, 7, 1}, "From: no address that can be told, and this account may use some only"};
+    for (const std::string& address : *addresses) {
+      if (!account.allows_sender(address)) return {550, {5, 7, 1}, "From: address not allowed for this account"};
+    }
+  }
+  if (!account.tenant.empty()) envelope.tenant = account.tenant;  // whatever a rule said
+  if (envelope.pool.empty() && !account.pools.empty()) envelope.pool = account.pools.front();
+  if (!account.allows_pool(envelope.pool)) return {550, {5, 7, 1}, "Pool not allowed for this account"};
+  return {};
+}
+
 smtp::Reply Acceptance::refuse(Submission& submission, const Origin& origin, uint64_t& counter,
                                uint16_t code, mail::EnhancedStatus status, std::string_view text) {
   ++counter;
@@ -319,6 +344,7 @@ smtp::Reply Acceptance::refuse(Submission& submission, const Origin& origin, uin
   const mail::Envelope& envelope = submission.message->envelope;
   report_rejected(envelope, envelope.client, reply, text, origin.session,
                   events::Stage::end_of_data);
+  refund(submission);
   release(submission);
   return reply;
 }
@@ -361,6 +387,8 @@ smtp::Reply Acceptance::submit(Submission& submission, const Settings& settings,
   }
 
   mail::HeaderScan& scan = scan_;
+  const config::Account* account = envelope.account.empty() ? nullptr : find_account(settings, envelope.account);
+  scan.wants_from = account && !account->senders.empty();
   mail::scan_headers(content, settings.rules, scan);
   if (scan.received_count > config.max_received_headers) {
     return refuse(submission, origin, stats.rejected_loop, 554, {5, 4, 6},
@@ -378,6 +406,12 @@ smtp::Reply Acceptance::submit(Submission& submission, const Settings& settings,
   } else {
     envelope.expires_ms = now_ms + config.expire_after_ms;
   }
+  if (account) {
+    smtp::Reply wrong = check_account(message, *account, scan);
+    if (wrong.code != 0) {
+      return refuse(submission, origin, stats.rejected_account, wrong.code, wrong.status, wrong.text);
+    }
+  }
 
   mail::ReceivedFields received;
   received.helo = origin.helo;
@@ -385,6 +419,7 @@ smtp::Reply Acceptance::submit(Submission& submission, const Settings& settings,
   received.hostname = config.hostname;
   received.esmtp = origin.esmtp;
   received.tls = !origin.tls_version.empty();
+  received.authenticated = !envelope.account.empty();
   received.smtputf8 = envelope.smtputf8;
   received.id = message.id;
   if (envelope.recipients.size() == 1) received.only_recipient = envelope.recipients[0].address;
@@ -483,6 +518,7 @@ void Acceptance::finish(Submission& submission) {
     ++stats.messages;
     stats.bytes += message->content.size();
     stats.recipients += message->envelope.recipients.size();
+    if (!message->envelope.account.empty()) count_accepted(message->envelope);
     if (context_.events.wanted()) {
       std::string_view bytes = submission.event_bytes_, one;
       bool whole = queue::take_event_bytes(bytes, one);
@@ -497,6 +533,7 @@ void Acceptance::finish(Submission& submission) {
     answer.reply = {250, {2, 0, 0}, {text, sizeof text}};
     answer.id = message->id;
   } else {
+    refund(submission);
     ++stats.rejected_spool;
     answer.close_silently = append.close_silently;
     answer.reply = append.status.error().number == ENOSPC
@@ -513,6 +550,11 @@ void Acceptance::finish(Submission& submission) {
   release(submission);
   if (message) context_.intake.enqueue(std::move(message));
   if (stats.pending == 0 && on_idle) on_idle(idle_owner);
+}
+
+void Acceptance::count_accepted(const mail::Envelope& envelope) {
+  const config::Account* account = find_account(*settings(), envelope.account);
+  if (account && context_.accounts) context_.accounts->accepted(*account, envelope.recipients.size(), context_.io.wall_ms());
 }
 
 void Acceptance::report_rejected(const mail::Envelope& envelope, std::string_view client,

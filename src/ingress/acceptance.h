@@ -56,6 +56,9 @@ class Submission {
   void* owner = nullptr;  // nullptr: gone, nobody to tell
   void (*done)(void* owner, Submission& submission, const Answer& answer) = nullptr;
   uint64_t number = 0;    // the owner's
+  // Recipients that were charged to the account's budgets, and when: given back unless it is accepted.
+  uint64_t charged = 0;
+  int64_t charged_at = 0;
   Link link;              // on the owner's list
 
  private:
@@ -130,6 +133,8 @@ class Acceptance {
  private:
   void take_raw(Submission& submission, smtp::IntakeFacts& facts);
   bool rewrite(Submission& submission);
+  smtp::Reply check_account(queue::Message& message, const config::Account& account, const mail::HeaderScan& scan);
+  void refund(Submission& submission);
   smtp::Reply apply_metadata(queue::Message& message, const Settings& settings,
                              mail::HeaderScan& scan);
   void encode_event(Submission& submission, const Origin& origin, std::string_view bad_lines);
@@ -137,6 +142,7 @@ class Acceptance {
                      uint16_t code, mail::EnhancedStatus status, std::string_view text);
   static void on_appended(void* self, spool::Append& append);
   void finish(Submission& submission);
+  void count_accepted(const mail::Envelope& envelope);
   void release(Submission& submission);
 
   Context& context_;

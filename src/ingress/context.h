@@ -4,7 +4,9 @@
 
 #include "config/config.h"
 #include "events/sink.h"
+#include "ingress/accounts.h"
 #include "ingress/connection_limits.h"
+#include "ingress/password_checker.h"
 #include "ingress/stats.h"
 #include "mail/spool_id.h"
 #include "queue/intake.h"
@@ -23,6 +25,10 @@ struct Context {
   mail::SpoolIdMaker ids;
   unsigned shard = 0;
   Stats stats{};
+  // Authentication; without them it is not offered.
+  Accounts* accounts = nullptr;          // of all shards
+  PasswordChecker* passwords = nullptr;  // the same
+  reactor::Mailbox* mailbox = nullptr;   // the shard's
 };
 
 }  // namespace millrace::ingress

@@ -134,6 +134,15 @@ bool SmtpListener::may_abort_stalled() {
   return ++stalled_in_second_ <= kStalledPerSecond;
 }
 
+bool SmtpListener::may_log_refusal() {
+  int64_t second = context_.io.now() / kSecondNs;
+  if (second != logged_second_) {
+    logged_second_ = second;
+    logged_in_second_ = 0;
+  }
+  return ++logged_in_second_ <= kLoggedPerSecond;
+}
+
 smtp::Reply SmtpListener::admission_refusal(std::string_view why) {
   refusal_text_ = why.empty() ? std::string_view("Insufficient resources, try again later") : why;
   return {452, {4, 3, 1}, refusal_text_};

@@ -57,11 +57,14 @@ class SmtpListener {
   bool may_refuse();
   // Whether one more stalled message may be given up this second.
   bool may_abort_stalled();
+  // A line in the log for one client's fault: so many a second, whatever comes.
+  bool may_log_refusal();
   // 452 4.3.1; its text lives until the next call.
   smtp::Reply admission_refusal(std::string_view why);
 
   static constexpr size_t kMostRefusals = 256;      // connections being told 421
   static constexpr size_t kMostFreeSessions = 1024;
+  static constexpr uint32_t kLoggedPerSecond = 10;
   static constexpr uint32_t kStalledPerSecond = 64;
 
  private:
@@ -94,6 +97,8 @@ class SmtpListener {
   bool announced_ = false;
   size_t refusals_ = 0;
   uint64_t next_session_ = 1;
+  int64_t logged_second_ = 0;
+  uint32_t logged_in_second_ = 0;
   int64_t stalled_second_ = 0;
   uint32_t stalled_in_second_ = 0;
   int64_t last_error_logged_ = 0;

@@ -1,5 +1,7 @@
 #include "ingress/session.h"
 
+#include <string.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -20,6 +22,7 @@ constexpr smtp::Reply kCommandTimeout{421, {4, 4, 2}, "Timeout waiting for a com
 constexpr smtp::Reply kDataTimeout{421, {4, 4, 2}, "Timeout while receiving a message"};
 constexpr smtp::Reply kNoMemory{421, {4, 3, 1}, "Insufficient memory, try again later"};
 constexpr smtp::Reply kRelayDenied{550, {5, 7, 1}, "Relaying denied"};
+constexpr smtp::Reply kAuthRequired{530, {5, 7, 0}, "Authentication required"};
 
 reactor::Address address_of(const smtp::ProxyHeader& header) {
   const auto& octets = header.source.address;
@@ -150,6 +153,7 @@ void Session::on_secure() {
     enter(State::greeting);
   } else {
     protocol_->secured();
+    forget_auth();
     settings_.reset();  // certified_ may have changed what adopt() decides
     adopt(session_settings_);
     enter(State::talking);
@@ -276,7 +280,7 @@ size_t Session::advance_proxy(std::string_view piece) {
 }
 
 bool Session::held() const {
-  if (waiting_admission_ || input_blocked_) return true;
+  if (waiting_admission_ || waiting_auth_ || input_blocked_) return true;
   // A client that does not read its replies gets no new ones made.
   return stream_.sending() && protocol_ && protocol_->has_output();
 }
@@ -287,6 +291,8 @@ size_t Session::advance(std::string_view piece, const reactor::BufferRef& buffer
   while (used < piece.size() && state_ == State::talking && !held()) {
     if (protocol_->state() == smtp::ServerProtocol::State::closing) return piece.size();
     smtp::ServerProtocol::Step step = protocol_->advance(piece.substr(used));
+    // Buffers go to the log as they are, and what is not a message's is noise there: no password may be.
+    if (step.secret) explicit_bzero(const_cast<char*>(piece.data()) + used, step.consumed);
     used += step.consumed;
     if (step.begins) {
       receiving_ = &acceptance_.begin();
@@ -327,6 +333,11 @@ void Session::on_message_end() {
   mail::Envelope& envelope = submission.message->envelope;
   std::swap(envelope, protocol_->envelope());
   envelope.client = client_;
+  if (const config::Account* account = account_.empty() ? nullptr : find_account(*settings_, account_)) {
+    envelope.tenant = account->tenant;
+  }
+  submission.charged = std::exchange(charged_, 0);
+  submission.charged_at = charged_at_;
   uint64_t number = protocol_->message_number();
   submission.number = number;
   submission.owner = this;
@@ -365,11 +376,15 @@ void Session::drop_message() {
 
 smtp::Reply Session::check_mail(const mail::Envelope& envelope, uint64_t) {
   adopt(acceptance_.settings());
-  if (!may_relay_) {
+  if (!may_relay_ && account_.empty()) {
     ++context_.stats.rejected_relay;
-    acceptance_.report_rejected(envelope, client_, kRelayDenied, "client not in --relay-from",
+    const smtp::Reply& denied = may_authenticate() ? kAuthRequired : kRelayDenied;
+    acceptance_.report_rejected(envelope, client_, denied, "client not in --relay-from",
                                 number_, events::Stage::mail);
-    return kRelayDenied;
+    return denied;
+  }
+  if (!account_.empty()) {
+    if (smtp::Reply refusal = check_account(envelope); refusal.code != 0) return refusal;
   }
   std::string why;
   since = now();
@@ -439,7 +454,7 @@ bool Session::between_transactions() const {
   using Protocol = smtp::ServerProtocol::State;
   Protocol at = protocol_->state();
   return at == Protocol::connected || at == Protocol::greeted || at == Protocol::ready ||
-         at == Protocol::bdat_failed;
+         at == Protocol::bdat_failed || at == Protocol::authenticating;
 }
 
 void Session::settle() {
@@ -474,7 +489,7 @@ void Session::pause_or_resume() {
   for (const Input& input : input_) waiting += input.size;
   // Who is held back mostly waits for our reply and sends nothing: stopping the receive (and starting it
   // again) costs more than keeping the few commands that were sent ahead.
-  size_t most = waiting_admission_ || input_blocked_ ? kHeldInputBeforePause : kInputBeforePause;
+  size_t most = waiting_admission_ || waiting_auth_ || input_blocked_ ? kHeldInputBeforePause : kInputBeforePause;
   bool pause = waiting > most;
   if (pause == paused_counted_) return;
   paused_counted_ = pause;
@@ -550,6 +565,7 @@ void Session::end(bool reset) {
   while (Submission* submission = pending_.pop_front()) submission->owner = nullptr;
   AdmissionWaiter::link.unlink();
   waiting_admission_ = false;
+  refund();
   if (std::exchange(paused_counted_, false)) --context_.stats.sessions_paused;
   input_.clear();
   timer_.cancel();
@@ -566,6 +582,7 @@ void Session::on_closed() {
   if (std::exchange(counted_, false)) context_.limits.leave(parse_client(client_));
   timer_.cancel();
   settle_.cancel();
+  forget_auth();
   protocol_.reset();
   session_settings_.reset();
   settings_.reset();
@@ -600,7 +617,8 @@ int64_t Session::deadline() const {
   if (stopping_) return state_since_ + kStopNs;
   const config::Config& config = *settings_->config;
   // While we hold the client back, the silence is not its fault.
-  bool ours = waiting_admission_ || input_blocked_;
+  bool ours = waiting_admission_ || waiting_auth_ || input_blocked_;
+  if (auth_refusal_at_ != 0) return auth_refusal_at_;
   if (receiving_ || protocol_->receiving_message()) {
     int64_t due = receiving_ ? slow_check_at_ : kNever;
     if (ours) return due;
@@ -640,6 +658,7 @@ void Session::on_timer() {
       break;
   }
   if (stopping_) return end(true);
+  if (auth_refusal_at_ != 0) return answer_auth(smtp::replies::kAuthFailed);
   ++context_.stats.timeouts;
   if (stream_.sending()) return end(true);  // it does not even read
   fail_with(protocol_->receiving_message() ? kDataTimeout : kCommandTimeout);

@@ -22,6 +22,7 @@
 #include <string_view>
 #include <vector>
 
+#include "auth/server_exchange.h"
 #include "ingress/acceptance.h"
 #include "net/stream.h"
 #include "queue/intake.h"
@@ -87,6 +88,13 @@ class Session final : private net::StreamOwner,
   void on_closed() override;
   // smtp::ServerPolicy
   smtp::Reply check_mail(const mail::Envelope& envelope, uint64_t announced_size) override;
+  smtp::Reply check_recipient(const mail::Envelope& envelope, const mail::Recipient& recipient) override;
+  void transaction_dropped() override;
+  std::string_view auth_mechanisms() override;
+  smtp::Reply auth_refusal() override;
+  AuthStep auth_begin(std::string_view mechanism, const std::string* initial) override;
+  AuthStep auth_respond(std::string_view response) override;
+  void auth_cancelled() override;
   // queue::AdmissionWaiter
   void on_admitted(bool refused, std::string_view why) override;
 
@@ -103,6 +111,19 @@ class Session final : private net::StreamOwner,
   void on_message_end();
   static void on_answer(void* self, Submission& submission, const Answer& answer);
   void drop_message();
+
+  // ---- authentication (session_auth.cc)
+  class Verifiers;
+  bool may_authenticate() const;   // on this connection as it is now
+  const config::Credentials* credentials();
+  AuthStep auth_step(auth::ServerExchange::Step step);
+  AuthStep check_password();
+  static void on_password_checked(void* self, PasswordJob& job);
+  smtp::Reply conclude_auth(bool right, std::string_view reason);
+  void answer_auth(const smtp::Reply& reply);
+  smtp::Reply check_account(const mail::Envelope& envelope);
+  void refund();
+  void forget_auth();
 
   bool held() const;       // input must wait
   void keep_input(char* data, size_t size, reactor::BufferRef buffer);
@@ -153,6 +174,18 @@ class Session final : private net::StreamOwner,
   bool may_relay_ = false;
   bool waiting_admission_ = false;
   bool input_blocked_ = false;    // the protocol waits for an answer to a message
+  // ---- authentication
+  std::optional<auth::ServerExchange> exchange_;
+  std::string account_;             // who authenticated; empty: nobody
+  std::string auth_offer_;          // what EHLO announces
+  PasswordJob* password_job_ = nullptr;
+  std::string password_digest_;     // of the password being checked
+  bool waiting_auth_ = false;       // the protocol waits for answer_auth()
+  int64_t auth_refusal_at_ = 0;     // when the 535 is due; 0: none is
+  uint64_t charged_ = 0;            // recipients of this transaction in the account's budgets
+  int64_t charged_at_ = 0;
+  std::string refusal_text_;        // of the reply given last
+
   bool peer_done_ = false;        // nothing more will come in
   bool draining_ = false;
   bool stopping_ = false;

@@ -29,6 +29,7 @@ smtp::ServerOptions server_options_of(const config::Config& config) {
   options.max_errors = config.max_errors;
   options.starttls = config.tls_server != nullptr;
   options.require_tls = config.require_tls;
+  options.extensions.auth = config.accounts != nullptr;
   // Line faults are judged at the end of the message, by the settings of that moment.
   options.keep_bad_lines = true;
   return options;
@@ -49,6 +50,10 @@ Settings::Settings(config::Snapshot snapshot)
 
 bool Settings::may_relay(const reactor::Address& client) const {
   return any_contains(config->relay_from, client);
+}
+
+const config::Account* find_account(const Settings& settings, std::string_view name) {
+  return settings.config->accounts ? settings.config->accounts->find(name) : nullptr;
 }
 
 bool Settings::may_proxy(const reactor::Address& peer) const {

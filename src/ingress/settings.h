@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "config/config.h"
+#include "config/credentials.h"
 #include "mail/headers.h"
 #include "reactor/address.h"
 #include "smtp/server_protocol.h"
@@ -28,6 +29,9 @@ struct Settings {
   bool may_relay(const reactor::Address& client) const;
   bool may_proxy(const reactor::Address& peer) const;
 };
+// nullptr: no such account (any more).
+const config::Account* find_account(const Settings& settings, std::string_view name);
+
 using SettingsRef = std::shared_ptr<const Settings>;
 
 }  // namespace millrace::ingress

@@ -28,6 +28,13 @@ struct Stats {
   uint64_t tls_failed_protocol = 0;    // broken records or messages
   uint64_t tls_failed_ended = 0;       // closed, reset or silent during the handshake
 
+  // ---- authentication
+  uint64_t auth_succeeded = 0;
+  uint64_t auth_failed = 0;            // 535
+  uint64_t auth_shut_out = 0;          // 454: too many failures before
+  uint64_t auth_busy = 0;              // 454: too many passwords are being checked
+  uint64_t rejected_account = 0;       // sender, network, budget or freeze: 452, 450, 550, 553
+
   // ---- messages
   uint64_t messages = 0;               // accepted
   uint64_t bytes = 0;                  // canonical octets of them

@@ -102,8 +102,8 @@ std::string_view field_name(std::string_view line, size_t& colon) {
 }
 
 // Collects the value of one field over its continuation lines.
-void append_value(std::string& value, std::string_view text) {
-  if (value.size() < kLongestValue) append_clean(value, text, kLongestValue - value.size());
+void append_value(std::string& value, std::string_view text, size_t longest) {
+  if (value.size() < longest) append_clean(value, text, longest - value.size());
 }
 
 void trim_value(std::string& value) {
@@ -128,6 +128,7 @@ HeaderRules::HeaderRules(const std::vector<std::string>& metadata_names,
   add("Received", {Kind::received, 0});
   add("Date", {Kind::date, 0});
   add("Message-ID", {Kind::message_id, 0});
+  add("From", {Kind::from, 0});
   for (const char* name : {"Bcc", "Resent-Bcc", "Return-Path"}) add(name, {Kind::removed, 0});
   for (const std::string& name : removed_names) add(name, {Kind::removed, 0});
 }
@@ -185,7 +186,7 @@ void scan_headers(Content& content, const HeaderRules& rules, HeaderScan& scan) 
       content.eight_bit_header = std::any_of(text.begin(), text.end(), is_high);
     }
     if (is_blank(text[0]) && scan.field_count > 0) {
-      if (value) append_value(*value, text);
+      if (value) append_value(*value, text, value == &scan.from ? kLongestFrom : kLongestValue);
       if (cutting) cut(line, dotted);
       continue;
     }
@@ -215,6 +216,11 @@ void scan_headers(Content& content, const HeaderRules& rules, HeaderScan& scan) 
         if (!scan.has_message_id) value = &scan.message_id;
         scan.has_message_id = true;
         break;
+      case Kind::from:
+        if (!scan.wants_from) break;
+        if (!scan.from.empty()) scan.from.push_back(',');
+        value = &scan.from;
+        break;
       case Kind::removed:
         cutting = true;
         break;
@@ -223,13 +229,14 @@ void scan_headers(Content& content, const HeaderRules& rules, HeaderScan& scan) 
         if (scan.values[match.index].count++ == 0) value = &scan.values[match.index].text;
         break;
     }
-    if (value) append_value(*value, text.substr(colon + 1));
+    if (value) append_value(*value, text.substr(colon + 1), value == &scan.from ? kLongestFrom : kLongestValue);
     if (cutting) cut(line, dotted);
   }
   // An empty message, or one that begins with the empty line, has a section without fields.
   scan.has_section = scan.field_count > 0 || empty_line || content.raw_size == 0;
   scan.section_size = lines.position();
   trim_value(scan.message_id);
+  scan.from_cut = scan.from.size() >= kLongestFrom;
   for (HeaderScan::Value& found : scan.values) trim_value(found.text);
 
   if (dots_in_cuts) {

@@ -24,6 +24,7 @@ namespace millrace::mail {
 
 constexpr size_t kMostCuts = 1024;
 constexpr size_t kLongestValue = 998;
+constexpr size_t kLongestFrom = 8192;
 
 // The names to look for; made once for a configuration, read by every scan.
 class HeaderRules {
@@ -35,7 +36,7 @@ class HeaderRules {
                        const std::vector<std::string>& removed_names = {});
   size_t metadata_count() const { return metadata_count_; }
 
-  enum class Kind : uint8_t { other, received, date, message_id, removed, metadata };
+  enum class Kind : uint8_t { other, received, date, message_id, from, removed, metadata };
   struct Match {
     Kind kind = Kind::other;
     uint16_t index = 0;  // of the metadata name
@@ -63,6 +64,10 @@ struct HeaderScan {
   bool has_message_id = false;
   bool too_many_cuts = false;
   std::string message_id;  // the value, with its angle brackets if it has them
+  // The values of all From fields, a comma between two; only where it is asked for. Cut at kLongestFrom: `from_cut`.
+  bool wants_from = false;  // the caller's; clear() leaves it
+  bool from_cut = false;
+  std::string from;
   // By metadata name: the first value, and how often the header was there.
   struct Value {
     std::string text;
@@ -73,8 +78,9 @@ struct HeaderScan {
   void clear() {
     section_size = 0;
     received_count = field_count = 0;
-    has_section = has_date = has_message_id = too_many_cuts = false;
+    has_section = has_date = has_message_id = too_many_cuts = from_cut = false;
     message_id.clear();
+    from.clear();
     for (Value& value : values) {
       value.text.clear();
       value.count = 0;

@@ -353,6 +353,9 @@ Result<MetadataSummary> summarize_metadata(std::string_view bytes) {
       case kPool:
         summary.pool = field.value;
         break;
+      case kAccount:
+        summary.account = field.value;
+        break;
       case kRecipient: {
         RecipientView view;
         if (!read_recipient(field.value, view) || view.address.empty()) return "recipient";
@@ -367,7 +370,8 @@ Result<MetadataSummary> summarize_metadata(std::string_view bytes) {
   });
   if (!status) return fail(status.error());
   if (!fixed || summary.recipient_domains.empty()) return damaged("record: a field is missing");
-  if (!is_clean(summary.reverse_path) || !is_clean(summary.tenant) || !is_clean(summary.job) || !is_clean(summary.pool)) {
+  if (!is_clean(summary.reverse_path) || !is_clean(summary.tenant) || !is_clean(summary.job) || !is_clean(summary.pool) ||
+      !is_clean(summary.account)) {
     return damaged("text");
   }
   return summary;

@@ -24,12 +24,13 @@ void put_field(std::string& out, char tag, std::string_view text) {
 
 }  // namespace
 
-// Fields "d<domain>", "j<job>", "s<sender>", "i<id>", "b<ms>", each ended by a NUL.
+// Fields "d<domain>", "j<job>", "s<sender>", "a<account>", "i<id>", "b<ms>", each ended by a NUL.
 std::string encode_filter(const Filter& filter) {
   std::string out;
   put_field(out, 'd', filter.domain);
   put_field(out, 'j', filter.job);
   put_field(out, 's', filter.sender);
+  put_field(out, 'a', filter.account);
   if (!filter.id.empty()) put_field(out, 'i', filter.id.to_string());
   if (filter.before_ms != INT64_MAX) put_field(out, 'b', std::to_string(filter.before_ms));
   return out;
@@ -45,6 +46,7 @@ Result<Filter> decode_filter(std::string_view text) {
       case 'd': filter.domain = value; break;
       case 'j': filter.job = value; break;
       case 's': filter.sender = value; break;
+      case 'a': filter.account = value; break;
       case 'i': {
         Result<mail::SpoolId> id = mail::SpoolId::parse(value);
         if (!id.ok()) return fail(id.error());
@@ -65,6 +67,7 @@ bool Scheduler::matches(const Item& item, const Filter& filter) const {
   if (!filter.id.empty() && item.id != filter.id) return false;
   if (!filter.domain.empty() && item.queue->destination->domain != filter.domain) return false;
   if (!filter.job.empty() && item.queue->job != filter.job) return false;
+  if (!filter.account.empty() && item.queue->account != filter.account) return false;
   if (!filter.sender.empty()) {
     if (item.message ? item.message->envelope.reverse_path != filter.sender
                      : item.sender_hash != crc32c(0, filter.sender)) {
@@ -321,6 +324,7 @@ void Scheduler::show(const mail::SpoolId& id, std::function<void(Result<MessageR
     row.job = envelope.job;
     row.tenant = envelope.tenant;
     row.pool = envelope.pool;
+    row.account = envelope.account;
     row.client = envelope.client;
     row.message_id = envelope.message_id;
     row.received_ms = envelope.received_ms;

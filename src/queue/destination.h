@@ -50,9 +50,10 @@ class ItemList {
   uint32_t size_ = 0;
 };
 
+// Of a destination: the mail of one tenant, job and account.
 struct SubQueue {
   Destination* destination = nullptr;
-  std::string tenant, job;
+  std::string tenant, job, account;
   ItemList fresh;         // never attempted, in order of arrival
   ItemList retry;         // due again
   ItemList loaded;        // resident again, first to go

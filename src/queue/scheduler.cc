@@ -4,6 +4,7 @@
 
 #include "base/crc32c.h"
 #include "base/log.h"
+#include "config/credentials.h"
 #include "dns/mx.h"
 #include "queue/outcome.h"
 
@@ -241,14 +242,20 @@ void Scheduler::on_waiter_timer() {
   }
 }
 
-unsigned Scheduler::source_of(const mail::SpoolId& id, std::string_view pool) const {
+unsigned Scheduler::source_of(const mail::SpoolId& id, std::string_view pool, std::string_view account) const {
+  if (!account.empty() && config().accounts) {
+    const config::Account* found = config().accounts->find(account);
+    if (found && !found->sources.empty()) {
+      return found->sources[(mail::SpoolIdHash()(id) >> 7) % found->sources.size()];
+    }
+  }
   return rules_->source_of(pool, mail::SpoolIdHash()(id) >> 7, static_cast<unsigned>(config().sources.size()));
 }
 
 void Scheduler::enqueue(MessageRef message) {
   ++stats_.enqueued;
   const mail::Envelope& envelope = message->envelope;
-  unsigned source = source_of(message->id, envelope.pool);
+  unsigned source = source_of(message->id, envelope.pool, envelope.account);
   auto adopt_item = [&](Item& item) {
     item.location = message->location;
     item.expires_s = static_cast<uint32_t>(envelope.expires_ms / 1000);
@@ -257,7 +264,7 @@ void Scheduler::enqueue(MessageRef message) {
   };
   if (envelope.recipients.size() == 1) {
     Destination& destination = destination_of(envelope.recipients[0].domain, envelope.pool, source);
-    Item& item = make_item(message->id, sub_queue_of(destination, envelope.tenant, envelope.job));
+    Item& item = make_item(message->id, sub_queue_of(destination, envelope.tenant, envelope.job, envelope.account));
     adopt_item(item);
     index_.insert(item);
     if (!blocked(destination) && !(item.queue->parked && item.queue->due() >= kLoadAhead)) {
@@ -279,7 +286,7 @@ void Scheduler::enqueue(MessageRef message) {
       if (part->queue->destination == &destination) item = part;
     }
     if (!item) {
-      item = &make_item(message->id, sub_queue_of(destination, envelope.tenant, envelope.job));
+      item = &make_item(message->id, sub_queue_of(destination, envelope.tenant, envelope.job, envelope.account));
       adopt_item(*item);
       item->fanout = fanout;
       fanout->items.push_back(item);
@@ -323,14 +330,16 @@ Destination& Scheduler::destination_of(std::string_view domain, std::string_view
   return *destinations_.emplace(key_, std::move(destination)).first->second;
 }
 
-SubQueue& Scheduler::sub_queue_of(Destination& destination, std::string_view tenant, std::string_view job) {
+SubQueue& Scheduler::sub_queue_of(Destination& destination, std::string_view tenant, std::string_view job,
+                                  std::string_view account) {
   for (auto& queue : destination.queues) {
-    if (queue->tenant == tenant && queue->job == job) return *queue;
+    if (queue->tenant == tenant && queue->job == job && queue->account == account) return *queue;
   }
   auto& queue = destination.queues.emplace_back(std::make_unique<SubQueue>());
   queue->destination = &destination;
   queue->tenant = tenant;
   queue->job = job;
+  queue->account = account;
   return *queue;
 }
 
@@ -1310,7 +1319,7 @@ void Scheduler::recover(const spool::Recovered& found) {
       state.recipients.push_back({number, 0, summary->received_ms, 0});
     }
   }
-  unsigned source = source_of(found.id, summary->pool);
+  unsigned source = source_of(found.id, summary->pool, summary->account);
   Fanout* fanout = nullptr;
   if (summary->recipient_domains.size() > 1) {
     fanout = new Fanout;
@@ -1336,7 +1345,7 @@ void Scheduler::recover(const spool::Recovered& found) {
       }
     }
     if (!item) {
-      item = &make_item(found.id, sub_queue_of(destination, summary->tenant, summary->job));
+      item = &make_item(found.id, sub_queue_of(destination, summary->tenant, summary->job, summary->account));
       item->location = found.location;
       item->expires_s = static_cast<uint32_t>(summary->expires_ms / 1000);
       item->sender_hash = crc32c(0, summary->reverse_path);

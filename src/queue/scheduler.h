@@ -44,10 +44,10 @@ struct Fanout {
 };
 
 struct Filter {
-  std::string domain, job, sender;  // empty: any
+  std::string domain, job, sender, account;  // empty: any
   mail::SpoolId id;                 // empty: any
   int64_t before_ms = INT64_MAX;    // only mail accepted before (an action does not catch later mail)
-  bool all() const { return domain.empty() && job.empty() && sender.empty() && id.empty(); }
+  bool all() const { return domain.empty() && job.empty() && sender.empty() && account.empty() && id.empty(); }
 };
 std::string encode_filter(const Filter& filter);
 Result<Filter> decode_filter(std::string_view text);
@@ -74,7 +74,7 @@ struct RecipientRow {
 };
 struct MessageRow {
   mail::SpoolId id;
-  std::string reverse_path, job, tenant, pool, client, message_id;
+  std::string reverse_path, job, tenant, pool, account, client, message_id;
   int64_t received_ms = 0, expires_ms = 0;
   uint64_t size = 0;
   bool resident = false;
@@ -196,8 +196,8 @@ class Scheduler final : public Dispatcher, public Intake {
 
   // ---- items (scheduler.cc)
   Destination& destination_of(std::string_view domain, std::string_view pool, unsigned source);
-  unsigned source_of(const mail::SpoolId& id, std::string_view pool) const;
-  SubQueue& sub_queue_of(Destination& destination, std::string_view tenant, std::string_view job);
+  unsigned source_of(const mail::SpoolId& id, std::string_view pool, std::string_view account) const;
+  SubQueue& sub_queue_of(Destination& destination, std::string_view tenant, std::string_view job, std::string_view account);
   Item& make_item(const mail::SpoolId& id, SubQueue& queue);
   void enter(Item& item, State state, bool front = false);
   void leave(Item& item);           // off the list or wheel it is on

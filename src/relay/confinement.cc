@@ -157,7 +157,7 @@ std::vector<std::string> read_again(const config::Invocation& invocation) {
   const config::Config& config = *invocation.config;
   std::vector<std::string> paths = config.tls_certificates;
   paths.insert(paths.end(), config.tls_keys.begin(), config.tls_keys.end());
-  for (const std::string& path : {invocation.config_file, config.client_ca, config.shaping}) {
+  for (const std::string& path : {invocation.config_file, config.client_ca, config.shaping, config.credentials}) {
     if (!path.empty()) paths.push_back(path);
   }
   return paths;

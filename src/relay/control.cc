@@ -6,6 +6,7 @@
 #include <memory>
 #include <tuple>
 
+#include "auth/crypto.h"
 #include "base/log.h"
 #include "relay/call.h"
 
@@ -22,6 +23,19 @@ void Control::on_state(std::string_view key, std::string_view value) {
   if (word == "tls") {
     recovered_tls_.emplace_back(std::strtoull(std::string(key.substr(slash + 1)).c_str(), nullptr, 16),
                                 std::strtoll(std::string(value).c_str(), nullptr, 10));
+    return;
+  }
+  if (word == "account") {
+    std::string_view rest = key.substr(slash + 1);
+    if (rest.starts_with("f/")) {
+      frozen_[std::string(rest.substr(2))].why = value;
+    } else {
+      accounts_.recover(rest, value, shards_[0]->io().now(), shards_[0]->io().wall_ms());
+    }
+    return;
+  }
+  if (word == "auth") {
+    auth_secret_ = value;
     return;
   }
   Rule rule;
@@ -50,7 +64,73 @@ void Control::learn_tls(uint64_t site, int64_t wall_ms) {
   on_every_shard([site, wall_ms](Shard& shard) { shard.delivery().tls_memory().note(site, wall_ms); }, [] {});
 }
 
+void Control::write_account(const std::string& account) {
+  reactor::Io& io = shards_[0]->io();
+  for (ingress::Accounts::Record& record : accounts_.records(account, io.now(), io.wall_ms())) {
+    state().put_state(std::move(record.key), std::move(record.value), [](Status) {});
+  }
+}
+
+// Mail of the account neither comes in nor goes out, on any shard.
+void Control::hold_account(const std::string& account) {
+  Frozen& frozen = frozen_[account];
+  frozen.number = next_++;
+  accounts_.set_frozen(account, true);
+  queue::Filter filter;
+  filter.account = account;
+  on_every_shard([number = frozen.number, filter](Shard& shard) { shard.scheduler().add_pause(number, filter); }, [] {});
+}
+
+void Control::set_frozen(const std::string& account, const std::string& why, std::function<void(Status)> done) {
+  const bool held = frozen_.contains(account);
+  frozen_[account].why = why;
+  if (!held) {
+    hold_account(account);
+    log::warning("account {} is frozen: {}", account, why);
+    events::Event event;
+    event.type = events::Type::held;
+    event.time_ms = shards_[0]->io().wall_ms();
+    event.account = account;
+    event.reason = why;
+    shards_[0]->events().emit(0, event);
+  }
+  state().put_state("account/f/" + account, why, std::move(done));
+}
+
+void Control::freeze_by_itself(const std::string& account, const std::string& why) {
+  if (!frozen_.contains(account)) set_frozen(account, why, [](Status) {});
+}
+
+void Control::freeze(const std::string& account, bool frozen, std::function<void(Status)> done) {
+  if (frozen) return set_frozen(account, "by the operator", std::move(done));
+  auto at = frozen_.find(account);
+  if (at == frozen_.end()) {
+    return done(fail(fmt::format("account {} is not frozen; 'millracectl account list' shows those that are", account)));
+  }
+  const uint64_t number = at->second.number;
+  frozen_.erase(at);
+  state().put_state("account/f/" + account, "", [this, account, number, done = std::move(done)](Status status) {
+    if (!status.ok()) return done(status);
+    if (frozen_.contains(account)) return done(fail(fmt::format("account {} has been frozen again", account)));
+    accounts_.set_frozen(account, false);
+    log::info("account {} is not frozen any more", account);
+    on_every_shard([number](Shard& shard) { shard.scheduler().remove_pause(number); }, [done] { done(success()); });
+  });
+}
+
+std::vector<std::pair<std::string, std::string>> Control::frozen_accounts() const {
+  std::vector<std::pair<std::string, std::string>> rows;
+  for (const auto& [account, frozen] : frozen_) rows.emplace_back(account, frozen.why);
+  return rows;
+}
+
 void Control::apply_recovered() {
+  for (const auto& [account, frozen] : frozen_) hold_account(account);
+  if (auth_secret_.empty()) {
+    auth_secret_ = auth::random_octets(auth::kDigestSize);
+    state().put_state("auth/secret", auth_secret_, [](Status) {});
+  }
+  accounts_.set_secret(auth_secret_);
   const int64_t now_ms = shards_[0]->io().wall_ms();
   for (const auto& [site, wall_ms] : std::exchange(recovered_tls_, {})) {
     if (now_ms - wall_ms >= delivery::TlsMemory::kRememberMs) {

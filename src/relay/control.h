@@ -4,7 +4,10 @@
 //
 // It also keeps what the shards have learnt of sites with TLS (delivery/tls_policy.h) alike and durable.
 //
-// Keys in the spool's state: "tls/HASH" (the site's, with the time), "pause/N", "delete/N", "bounce/N", each with the filter; N rises for ever.
+// Accounts that are frozen are held by a pause of their own.
+//
+// Keys in the spool's state: "account/f/NAME" with why it is frozen (the rest of "account/" is ingress/accounts.h's),
+// "auth/secret", "tls/HASH" (the site's, with the time), "pause/N", "delete/N", "bounce/N", each with the filter; N rises for ever.
 #pragma once
 
 #include <functional>
@@ -20,7 +23,7 @@ namespace millrace::relay {
 
 class Control final : public admin::Control {
  public:
-  explicit Control(std::vector<std::unique_ptr<Shard>>& shards) : shards_(shards) {}
+  Control(std::vector<std::unique_ptr<Shard>>& shards, ingress::Accounts& accounts) : shards_(shards), accounts_(accounts) {}
 
   // At recovery, before the shards start.
   void on_state(std::string_view key, std::string_view value);
@@ -29,6 +32,11 @@ class Control final : public admin::Control {
 
   // A shard's delivery completed TLS with a site that it did not know of. On shard 0.
   void learn_tls(uint64_t site, int64_t wall_ms);
+
+  // The numbers of an account have changed: writes them down. On shard 0.
+  void write_account(const std::string& account);
+  // An account's mail looks like somebody else's. On shard 0.
+  void freeze_by_itself(const std::string& account, const std::string& why);
 
   // Each answers on shard 0, not necessarily later than the call.
   void queue_rows(std::function<void(std::vector<queue::QueueRow>)> done) override;
@@ -39,6 +47,8 @@ class Control final : public admin::Control {
   // The number of recipients that match (and, unless `dry_run`, on whom the command has begun to act).
   void command(queue::Command command, queue::Filter filter, bool dry_run,
                std::function<void(Result<uint64_t>)> done) override;
+  void freeze(const std::string& account, bool frozen, std::function<void(Status)> done) override;
+  std::vector<std::pair<std::string, std::string>> frozen_accounts() const override;
   // The pauses in force, as the operator wrote them.
   std::vector<queue::Filter> pauses() const override;
 
@@ -53,7 +63,17 @@ class Control final : public admin::Control {
   static std::string key(uint64_t number, queue::Command command);
   spool::Spool& state() { return *shards_[0]->spool(); }
 
+  void set_frozen(const std::string& account, const std::string& why, std::function<void(Status)> done);
+  void hold_account(const std::string& account);
+
   std::vector<std::unique_ptr<Shard>>& shards_;
+  ingress::Accounts& accounts_;
+  struct Frozen {
+    std::string why;
+    uint64_t number = 0;  // of the schedulers' pause
+  };
+  std::map<std::string, Frozen> frozen_;
+  std::string auth_secret_;  // found at recovery
   std::vector<std::pair<uint64_t, int64_t>> recovered_tls_;  // until apply_recovered()
   std::map<uint64_t, Rule> rules_;  // pauses, and removals not yet finished
   uint64_t next_ = 1;

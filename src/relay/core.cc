@@ -33,14 +33,21 @@ class Core::Recovery final : public spool::RecoveryHandler {
   Core& core_;
 };
 
-Core::Core(Parts parts) : config_(std::move(parts.config)), observers_(std::move(parts.observers)) {
+Core::Core(Parts parts) : config_(std::move(parts.config)), observers_(std::move(parts.observers)), passwords_(std::move(parts.passwords)) {
+  if (!passwords_) passwords_ = std::make_unique<ingress::InlineChecker>();
   unsigned count = static_cast<unsigned>(parts.ios.size());
   for (unsigned number = 0; number < count; ++number) {
     reactor::Io& io = *parts.ios[number];
     shards_.push_back(std::make_unique<Shard>(
-        Shard::Parts{io, number, count, config_, limits_, observers_, std::move(parts.transports[number])}));
+        Shard::Parts{io, number, count, config_, limits_, accounts_, *passwords_, observers_, std::move(parts.transports[number])}));
   }
-  control_ = std::make_unique<Control>(shards_);
+  control_ = std::make_unique<Control>(shards_, accounts_);
+  accounts_.on_changed = [this](const std::string& account) {
+    Call::post(shards_[0]->mailbox(), [this, account] { control_->write_account(account); });
+  };
+  accounts_.on_suspicious = [this](const std::string& account, const std::string& why) {
+    Call::post(shards_[0]->mailbox(), [this, account, why] { control_->freeze_by_itself(account, why); });
+  };
   for (auto& shard : shards_) {
     shard->delivery().on_tls_news = [this](uint64_t site, int64_t wall_ms) {
       Call::post(shards_[0]->mailbox(), [this, site, wall_ms] { control_->learn_tls(site, wall_ms); });
@@ -132,6 +139,8 @@ void Core::drain(std::function<void()> done) {
                  [this, done = std::move(done)] {
                    drain_ = Drain::done;
                    drain_timer_.cancel();
+                   // No session is left: what is still being checked comes back to nobody.
+                   passwords_->stop();
                    done();
                  });
   if (cut_short_) cut_short();

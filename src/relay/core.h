@@ -27,6 +27,8 @@ class Core {
     std::vector<EventObserver> observers;
     // The resolver below cache and MX logic, one a shard: c-ares, or the simulation's model.
     std::vector<std::unique_ptr<dns::Transport>> transports;
+    // Where passwords are checked; without it, on the shard that asks.
+    std::unique_ptr<ingress::PasswordChecker> passwords;
   };
   explicit Core(Parts parts);
   ~Core();
@@ -62,6 +64,8 @@ class Core {
   config::Snapshot config_;
   std::vector<EventObserver> observers_;
   ingress::ConnectionLimits limits_;
+  ingress::Accounts accounts_;
+  std::unique_ptr<ingress::PasswordChecker> passwords_;
   std::vector<std::unique_ptr<Shard>> shards_;
   std::unique_ptr<spool::Directory> directory_;
   std::unique_ptr<events::EventLog> event_log_;

@@ -18,6 +18,7 @@
 #include "reactor/uring.h"
 #include "relay/core.h"
 #include "relay/descriptors.h"
+#include "relay/password_threads.h"
 
 namespace millrace {
 
@@ -39,6 +40,15 @@ TlsStatus& TlsStatus::operator+=(const TlsStatus& part) {
   return *this;
 }
 
+AuthStatus& AuthStatus::operator+=(const AuthStatus& part) {
+  succeeded += part.succeeded;
+  failed += part.failed;
+  shut_out += part.shut_out;
+  busy += part.busy;
+  mail_refused += part.mail_refused;
+  return *this;
+}
+
 RelayStatus& RelayStatus::operator+=(const RelayStatus& part) {
   accepted += part.accepted;
   rejected += part.rejected;
@@ -55,6 +65,7 @@ RelayStatus& RelayStatus::operator+=(const RelayStatus& part) {
   outbound_connections += part.outbound_connections;
   tls_in += part.tls_in;
   tls_out += part.tls_out;
+  auth += part.auth;
   connects += part.connects;
   attempts += part.attempts;
   syncs += part.syncs;
@@ -69,6 +80,7 @@ RelayStatus& RelayStatus::operator+=(const RelayStatus& part) {
 namespace {
 
 constexpr int64_t kLongestWait = 1'000'000'000;
+constexpr size_t kPasswordsWaiting = 256;
 
 // One value handed from a shard's thread to the caller's.
 template <typename T>
@@ -188,6 +200,9 @@ Problem Relay::start() {
   for (auto& io : state.ios) parts.ios.push_back(io.get());
   parts.config = state.config;
   parts.observers = state.observers;
+  // Half of the cores at most: mail goes on while passwords are guessed. What waits longer than some seconds has
+  // given up anyway.
+  parts.passwords = std::make_unique<relay::PasswordThreads>(std::clamp(std::thread::hardware_concurrency() / 2, 1u, 8u), kPasswordsWaiting);
   dns::AresOptions dns{config.dns_servers, config.dns_timeout_ms};
   for (auto& io : state.ios) {
     Result<std::unique_ptr<dns::Transport>> transport = dns::make_ares_transport(*io, dns);

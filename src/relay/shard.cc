@@ -7,6 +7,10 @@ namespace millrace::relay {
 
 void EventTee::emit(uint64_t sequence, const events::Event& event) {
   if (file_) file_->emit(sequence, event);
+  if (accounts_ && !event.account.empty() &&
+      (event.type == events::Type::delivered || event.type == events::Type::bounced)) {
+    accounts_->ended(event.account, event.type == events::Type::bounced, io_->wall_ms());
+  }
   if (observers_.empty()) return;
   line_.clear();
   events::append_json(event, node_, line_);
@@ -16,7 +20,7 @@ void EventTee::emit(uint64_t sequence, const events::Event& event) {
 
 Shard::Shard(Parts parts)
     : io_(parts.io), number_(parts.number), shards_(parts.shards), config_(std::move(parts.config)),
-      limits_(parts.limits), mailbox_(io_), tee_(config_->hostname, parts.observers),
+      limits_(parts.limits), accounts_(parts.accounts), passwords_(parts.passwords), mailbox_(io_), tee_(config_->hostname, parts.observers),
       transport_(std::move(parts.transport)) {
   io_.on_wake = [this] { mailbox_.drain(); };
   cache_ = std::make_unique<dns::Cache>(io_, *transport_, dns::Cache::Options{.negative_ttl_ms = config_->dns_negative_ttl_ms});
@@ -26,9 +30,13 @@ Shard::Shard(Parts parts)
       queue::Scheduler::Context{io_, config_, *delivery_, tee_, number_, shards_});
   delivery_->start(*scheduler_);
   cache_->on_recovered = [this] { scheduler_->name_service_back(); };
+  count_accounts();
 }
 
 Shard::~Shard() { io_.on_wake = nullptr; }
+
+// What becomes of mail is only told where somebody wants to know it.
+void Shard::count_accounts() { tee_.set_accounts(config_->accounts ? &accounts_ : nullptr, &io_); }
 
 void Shard::set_events_file(std::unique_ptr<events::ShardEvents> file) {
   file_ = std::move(file);
@@ -38,7 +46,8 @@ void Shard::set_events_file(std::unique_ptr<events::ShardEvents> file) {
 void Shard::attach(std::unique_ptr<spool::Spool> spool) {
   spool_ = std::move(spool);
   context_ = std::make_unique<ingress::Context>(ingress::Context{
-      io_, &config_, *spool_, *scheduler_, tee_, limits_, mail::SpoolIdMaker(io_.random(), number_), number_});
+      io_, &config_, *spool_, *scheduler_, tee_, limits_, mail::SpoolIdMaker(io_.random(), number_), number_, {},
+      &accounts_, &passwords_, &mailbox_});
   acceptance_ = std::make_unique<ingress::Acceptance>(*context_);
   injector_ = std::make_unique<ingress::Injector>(*acceptance_);
   reports_ = std::make_unique<bounce::Reports>(io_, config_, *injector_);
@@ -92,6 +101,7 @@ void Shard::close(std::function<void()> done) { transport_->stop(std::move(done)
 
 void Shard::adopt(config::Snapshot config) {
   config_ = std::move(config);
+  count_accounts();
   scheduler_->adopt(config_);
   delivery_->adopt(config_);
   reports_->adopt(config_);
@@ -103,7 +113,12 @@ void Shard::add_status(RelayStatus& status) const {
   status.accepted += in.messages;
   status.bytes_accepted += in.bytes;
   status.rejected += in.rejected_relay + in.rejected_admission + in.rejected_size + in.rejected_bad_lines +
-                     in.rejected_headers + in.rejected_loop + in.rejected_spool;
+                     in.rejected_headers + in.rejected_loop + in.rejected_spool + in.rejected_account;
+  status.auth.succeeded += in.auth_succeeded;
+  status.auth.failed += in.auth_failed;
+  status.auth.shut_out += in.auth_shut_out;
+  status.auth.busy += in.auth_busy;
+  status.auth.mail_refused += in.rejected_account;
   status.inbound_connections += in.connections_open;
   status.body_bytes_copied += in.body_bytes_copied;
   status.tls_in.handshakes += in.tls_handshakes;

@@ -30,7 +30,9 @@ class EventTee final : public events::Sink {
  public:
   EventTee(std::string node, const std::vector<EventObserver>& observers) : node_(std::move(node)), observers_(observers) {}
   void set_file(events::ShardEvents* file) { file_ = file; }
-  bool wanted() const override { return file_ || !observers_.empty(); }
+  // Who counts what becomes of accounts' mail; `wall_ms` is the shard's clock.
+  void set_accounts(ingress::Accounts* accounts, reactor::Io* io) { accounts_ = accounts, io_ = io; }
+  bool wanted() const override { return file_ || accounts_ || !observers_.empty(); }
   bool behind() const override { return file_ && file_->behind(); }
   void emit(uint64_t sequence, const events::Event& event) override;
 
@@ -38,6 +40,8 @@ class EventTee final : public events::Sink {
   const std::string node_;
   const std::vector<EventObserver>& observers_;
   events::ShardEvents* file_ = nullptr;
+  ingress::Accounts* accounts_ = nullptr;  // while there are accounts
+  reactor::Io* io_ = nullptr;
   std::string line_;
 };
 
@@ -49,6 +53,8 @@ class Shard {
     unsigned shards = 1;
     config::Snapshot config;
     ingress::ConnectionLimits& limits;
+    ingress::Accounts& accounts;
+    ingress::PasswordChecker& passwords;
     const std::vector<EventObserver>& observers;
     std::unique_ptr<dns::Transport> transport;
   };
@@ -85,12 +91,15 @@ class Shard {
 
  private:
   void report_drained();
+  void count_accounts();
 
   reactor::Io& io_;
   const unsigned number_;
   const unsigned shards_;
   config::Snapshot config_;
   ingress::ConnectionLimits& limits_;
+  ingress::Accounts& accounts_;
+  ingress::PasswordChecker& passwords_;
   reactor::Mailbox mailbox_;
 
   // In flow order.

@@ -156,7 +156,8 @@ enum Given : unsigned {
   kRet = 8,
   kEnvid = 16,
   kNotify = 32,
-  kOrcpt = 64
+  kOrcpt = 64,
+  kAuth = 128
 };
 
 Checked mail_parameter(std::string_view keyword, std::string_view value, bool has_value,
@@ -167,6 +168,7 @@ Checked mail_parameter(std::string_view keyword, std::string_view value, bool ha
                  : extensions.smtputf8 && is("SMTPUTF8")   ? kUtf8
                  : extensions.dsn && is("RET")             ? kRet
                  : extensions.dsn && is("ENVID")           ? kEnvid
+                 : extensions.auth && is("AUTH")           ? kAuth
                                                            : kNone;
   if (bit == kNone) return replies::kUnknownParameter;
   if (given & bit) return replies::kRepeatedParameter;
@@ -196,6 +198,9 @@ Checked mail_parameter(std::string_view keyword, std::string_view value, bool ha
     case kEnvid:
       good = !value.empty() && value.size() <= kLongestEnvid && is_xtext(value);
       command.envid = value;
+      break;
+    case kAuth:  // "<>" or an address: whom others trust to have sent it; nobody does here
+      good = value == "<>" || (!value.empty() && is_xtext(value, true));
       break;
   }
   return good ? Checked() : replies::kBadParameter;

@@ -44,6 +44,7 @@ struct Extensions {  // what EHLO offers, and so which parameters MAIL and RCPT 
   bool chunking = true;
   bool enhanced_status = true;
   bool limits = true;
+  bool auth = false;  // MAIL may have AUTH= (RFC 4954 5); what it says is not used
 };
 
 struct Command {

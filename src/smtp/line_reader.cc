@@ -1,5 +1,7 @@
 #include "smtp/line_reader.h"
 
+#include <string.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -73,6 +75,25 @@ LineReader::Line LineReader::skip(std::string_view piece) {
   skipped_ += piece.size();
   if (!piece.empty()) skipped_cr_ = piece.back() == '\r';
   return {Outcome::incomplete, {}, piece.size()};
+}
+
+void LineReader::wipe() {
+  partial_.resize(partial_.capacity());
+  explicit_bzero(partial_.data(), partial_.size());
+  partial_.clear();
+  partial_given_ = false;
+}
+
+// So far as it has come: "AU" may become AUTH, and holds no secret yet.
+bool LineReader::is_auth(std::string_view line) {
+  constexpr std::string_view kVerb = "AUTH ";
+  if (line.size() < kVerb.size()) return false;
+  while (line.starts_with(' ')) line.remove_prefix(1);
+  for (size_t i = 0; i < kVerb.size(); ++i) {
+    const char c = i < line.size() ? line[i] : '\0';
+    if (c != kVerb[i] && c != kVerb[i] + 32 && !(i == 4 && c == '\t')) return false;
+  }
+  return true;
 }
 
 void LineReader::reset() {

@@ -39,6 +39,12 @@ class LineReader {
   bool empty() const { return partial_.empty() && !skipping_; }
   // Forgets a started line (what was sent before TLS began).
   void reset();
+  // Overwrites what is kept of lines.
+  void wipe();
+  // Whether it is an AUTH command.
+  static bool is_auth(std::string_view line);
+  // The started line may become one.
+  bool may_be_auth() const { return skipping_ || is_auth(partial_); }
 
  private:
   Line bad(Outcome outcome, size_t consumed, bool after_cr);

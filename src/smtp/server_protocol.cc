@@ -2,7 +2,10 @@
 
 #include <algorithm>
 
+#include <string.h>
+
 #include "base/assert.h"
+#include "base/base64.h"
 
 namespace millrace::smtp {
 namespace {
@@ -64,6 +67,8 @@ std::string_view to_string(ServerProtocol::State state) {
       return "waiting for the next chunk";
     case ServerProtocol::State::drain_chunk:
       return "throwing away a refused chunk";
+    case ServerProtocol::State::authenticating:
+      return "waiting for a response of AUTH";
     case ServerProtocol::State::bdat_failed:
       return "waiting for RSET after a refused chunk";
     case ServerProtocol::State::starting_tls:
@@ -153,11 +158,14 @@ ServerProtocol::Step ServerProtocol::advance(std::string_view piece) {
     case State::rcpt:
     case State::between_chunks:
     case State::bdat_failed:
-      if (mail_waits_ || pending_count_ == options_.max_pending_messages) {
+      if (mail_waits_ || auth_waits_ || pending_count_ == options_.max_pending_messages) {
         step.event = Event::blocked;
         return step;
       }
       step = read_command(piece);
+      break;
+    case State::authenticating:
+      step = read_response(piece);
       break;
   }
   if (shutdown_.code != 0 && !message_open_) close_with(shutdown_);
@@ -174,10 +182,18 @@ ServerProtocol::Step ServerProtocol::read_command(std::string_view piece) {
   step.consumed = line.consumed;
   if (line.outcome == LineReader::Outcome::incomplete) {
     if (lines_.skipped() > kLongestSkip) close_with(replies::kEndlessLine);
+    step.secret = lines_.may_be_auth();
     return step;
   }
   if (line.outcome != LineReader::Outcome::line) {
+    step.secret = true;  // whatever it was
     refuse(line_reply(line.outcome));
+    return step;
+  }
+  step.secret = LineReader::is_auth(line.text);
+  // A long line is for AUTH only.
+  if (line.text.size() + 2 > kExtendedLineLimit && !step.secret) {
+    refuse(replies::kLineTooLong);
     return step;
   }
   const bool more_input = piece.size() > line.consumed;
@@ -274,11 +290,107 @@ void ServerProtocol::on_command(const Command& command, Step& step) {
     case Verb::starttls:
       on_starttls(step);
       break;
-    case Verb::expn:
     case Verb::auth:
+      on_auth(command);
+      break;
+    case Verb::expn:
       refuse(replies::kNotImplemented);
       break;
   }
+}
+
+// RFC 4954 4
+void ServerProtocol::on_auth(const Command& command) {
+  if (policy_.auth_mechanisms().empty()) return refuse(policy_.auth_refusal());
+  if (state_ == State::greeted || !esmtp_) return refuse(replies::kHelloFirst);
+  if (authenticated_) return refuse(replies::kAuthenticated);
+  if (state_ != State::ready) return refuse(replies::kNotInTransaction);
+  std::string_view rest = command.argument;
+  const size_t blank = rest.find(' ');
+  const std::string_view mechanism = rest.substr(0, blank);
+  rest.remove_prefix(blank == rest.npos ? rest.size() : blank);
+  while (rest.starts_with(' ')) rest.remove_prefix(1);
+  if (rest.empty()) return take_auth_step(policy_.auth_begin(mechanism, nullptr));
+  if (rest.find(' ') != rest.npos) return refuse(replies::kAuthSyntax);
+  // "=": there is one, and it is empty.
+  auto initial = from_base64(rest == "=" ? std::string_view() : rest);
+  if (!initial) return refuse(replies::kAuthBadBase64);
+  take_auth_step(policy_.auth_begin(mechanism, &*initial));
+  explicit_bzero(initial->data(), initial->size());
+}
+
+ServerProtocol::Step ServerProtocol::read_response(std::string_view piece) {
+  Step step;
+  step.secret = true;
+  if (auth_waits_ || pending_count_ == options_.max_pending_messages) {
+    step.secret = false;
+    step.event = Event::blocked;
+    return step;
+  }
+  LineReader::Line line = lines_.next(piece);
+  step.consumed = line.consumed;
+  if (line.outcome == LineReader::Outcome::incomplete) {
+    if (lines_.skipped() > kLongestSkip) close_with(replies::kEndlessLine);
+    return step;
+  }
+  if (line.outcome != LineReader::Outcome::line) {
+    policy_.auth_cancelled();
+    end_auth(line.outcome == LineReader::Outcome::too_long ? replies::kAuthLineTooLong : line_reply(line.outcome));
+    return step;
+  }
+  if (piece.size() > line.consumed) {  // nothing can follow a response before its reply
+    policy_.auth_cancelled();
+    close_with(replies::kBadPipelining);
+    return step;
+  }
+  if (line.text == "*") {
+    policy_.auth_cancelled();
+    end_auth(replies::kAuthCancelled);
+    return step;
+  }
+  auto response = from_base64(line.text);
+  if (!response) {
+    policy_.auth_cancelled();
+    end_auth(replies::kAuthBadBase64);
+    return step;
+  }
+  take_auth_step(policy_.auth_respond(*response));
+  explicit_bzero(response->data(), response->size());
+  return step;
+}
+
+void ServerProtocol::take_auth_step(ServerPolicy::AuthStep step) {
+  if (step.reply.code == 0) {
+    enter(State::authenticating);
+    std::string& text = out();
+    text.append("334 ");
+    append_base64(text, step.challenge);
+    text.append("\r\n");
+    return;
+  }
+  if (step.reply.code == ServerPolicy::kLater.code) {
+    enter(State::authenticating);
+    auth_waits_ = true;
+    return;
+  }
+  end_auth(step.reply);
+}
+
+void ServerProtocol::end_auth(const Reply& reply) {
+  if (state_ == State::authenticating) enter(State::ready);
+  lines_.wipe();
+  if (reply.code == 235) {
+    authenticated_ = true;
+    return say(reply);
+  }
+  refuse(reply);
+  if (reply.code == 535 && ++auth_failures_ >= kMostAuthFailures) close_with(replies::kTooManyAuthFailures);
+}
+
+void ServerProtocol::answer_auth(const Reply& reply) {
+  ASSERT(auth_waits_);
+  auth_waits_ = false;
+  if (state_ != State::closing) end_auth(reply);
 }
 
 void ServerProtocol::on_starttls(Step& step) {
@@ -299,6 +411,7 @@ void ServerProtocol::secured() {
   envelope_.clear();
   helo_.clear();
   esmtp_ = false;
+  authenticated_ = false;
   lines_.reset();
   lines_.set_limit(kCommandLineLimit);
   enter(State::greeted);
@@ -314,7 +427,9 @@ void ServerProtocol::on_hello(const Command& command) {
   end_transaction(State::ready);
   helo_ = command.argument;
   esmtp_ = command.verb == Verb::ehlo;
-  lines_.set_limit(esmtp_ ? kExtendedLineLimit : kCommandLineLimit);
+  lines_.set_limit(!esmtp_                               ? kCommandLineLimit
+                   : policy_.auth_mechanisms().empty() ? kExtendedLineLimit
+                                                       : kAuthLineLimit);
   if (esmtp_) {
     say_capabilities();
   } else {
@@ -347,6 +462,9 @@ void ServerProtocol::say_capabilities() {
   line(offered.chunking, "CHUNKING");
   line(offered.dsn, "DSN");
   line(options_.starttls && !secure_, "STARTTLS");
+  if (std::string_view mechanisms = policy_.auth_mechanisms(); !mechanisms.empty()) {
+    line(true, "AUTH " + std::string(mechanisms));
+  }
   number_line(offered.limits, "LIMITS RCPTMAX=", options_.max_recipients);
   text[last + 3] = ' ';
 }
@@ -504,6 +622,7 @@ std::string ServerProtocol::describe_fault(const IntakeFacts& facts) {
 }
 
 void ServerProtocol::end_transaction(State next) {
+  policy_.transaction_dropped();
   message_open_ = false;
   if (discarded_now_) {
     clear_envelope_ = true;

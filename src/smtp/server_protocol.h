@@ -25,6 +25,10 @@
 // leave in command order. At most `max_pending_messages` are unanswered; then advance() returns
 // `blocked` and consumes nothing until message_done().
 //
+// AUTH (RFC 4954). The protocol knows the frame: when it may come, base64, `*`, bounded lines; what is said in it is
+// the policy's (auth/server_exchange.h). Lines that may hold a secret are reported (Step::secret), so that the caller
+// overwrites them where they were received.
+//
 // Limits: all of ServerOptions; memory is a command line, the envelope and the held replies.
 // Time-outs are the session's.
 #pragma once
@@ -43,6 +47,7 @@
 namespace millrace::smtp {
 
 constexpr uint64_t kLargestMessage = 1 << 30;
+constexpr uint32_t kMostAuthFailures = 3;  // of a session, then 421
 
 struct ServerOptions {   // constant while a session lasts
   std::string hostname;  // of greeting, EHLO reply and "postmaster@"
@@ -69,6 +74,23 @@ class ServerPolicy {
   virtual Reply check_recipient(const mail::Envelope&, const mail::Recipient&) { return {}; }
   // Before 354, or before the first chunk.
   virtual Reply check_data(const mail::Envelope&) { return {}; }
+  // The transaction ended without a message_end: what was granted for its recipients is not used.
+  virtual void transaction_dropped() {}
+
+  // What EHLO announces behind AUTH on this connection as it is now; empty: AUTH is not offered.
+  virtual std::string_view auth_mechanisms() { return {}; }
+  // The reply to AUTH where it is not offered.
+  virtual Reply auth_refusal() { return replies::kNotImplemented; }
+  // One step of an exchange. `reply` of code 0: `challenge` is sent and auth_respond() follows, or auth_cancelled().
+  // kLater: answer_auth() follows, and no input is taken until then. Else the exchange ends with it: 235 is success.
+  struct AuthStep {
+    Reply reply;
+    std::string challenge;  // not yet base64
+  };
+  // `initial`: nullptr without an initial response. Both are decoded, and overwritten after the call.
+  virtual AuthStep auth_begin(std::string_view mechanism, const std::string* initial) { return {replies::kNotImplemented, {}}; }
+  virtual AuthStep auth_respond(std::string_view response) { return {replies::kNotImplemented, {}}; }
+  virtual void auth_cancelled() {}
 
  protected:
   ~ServerPolicy() = default;
@@ -86,6 +108,7 @@ class ServerProtocol {
     chunk,      // receiving octets of a BDAT chunk
     between_chunks,
     drain_chunk,  // a refused chunk's octets pass by
+    authenticating,  // 334 is written: the next line is a response
     bdat_failed,  // a chunk was refused: only RSET, a new EHLO or QUIT lead on
     starting_tls, // 220 to STARTTLS is written: bytes that follow are not for us
     closing,      // the last reply is written, or waits behind pending messages
@@ -108,6 +131,7 @@ class ServerProtocol {
     bool begins = false;    // a message begins: envelope() says whose
     std::string_view body;  // octets of the piece that belong to the message
     Event event = Event::none;
+    bool secret = false;    // what was consumed may hold a password
   };
 
   // `options` and `policy` outlive the protocol.
@@ -133,6 +157,10 @@ class ServerProtocol {
   // The answer to the MAIL whose check_mail() said kLater; code 0 accepts it. Nothing is said when
   // the session was shut down meanwhile. REQUIRES: that MAIL has not been answered.
   void answer_mail(const Reply& reply);
+  // The end of the exchange for which the policy said kLater. Nothing is said when the session was shut down
+  // meanwhile. REQUIRES: it has not been answered.
+  void answer_auth(const Reply& reply);
+  bool authenticated() const { return authenticated_; }
   // "bare LF in line 3, octet 17".
   static std::string describe_fault(const IntakeFacts& facts);
 
@@ -184,6 +212,10 @@ class ServerProtocol {
   void on_data_command(Step& step);
   void on_bdat(const Command& command, Step& step);
   void on_starttls(Step& step);
+  void on_auth(const Command& command);
+  Step read_response(std::string_view piece);
+  void take_auth_step(ServerPolicy::AuthStep step);
+  void end_auth(const Reply& reply);
   void refuse_chunk(const Command& command, const Reply& reply, State after);
   void end_chunk(Step& step);
   void end_message(Step& step);
@@ -210,6 +242,9 @@ class ServerProtocol {
   bool esmtp_ = false;
   bool secure_ = false;
   bool mail_waits_ = false;      // for answer_mail()
+  bool auth_waits_ = false;      // for answer_auth()
+  bool authenticated_ = false;
+  uint32_t auth_failures_ = 0;
   bool message_open_ = false;    // between its begin and its end
   bool message_wanted_ = false;  // its bytes are still reported
   bool envelope_given_ = false;  // message_end was reported: clear at the next advance()

@@ -124,6 +124,7 @@ std::unique_ptr<Engine> Engine::connect(std::shared_ptr<ClientContext> context, 
   WOLFSSL* ssl = wolfSSL_new(engine->client_->native());
   if (ssl == nullptr) end_out_of_memory();
   engine->attach(ssl);
+  if (wanted.channel_binding) wolfSSL_KeepArrays(ssl);
   wolfSSL_set_verify(ssl, WOLFSSL_VERIFY_PEER, verify_callback);
   if (!wanted.server_name.empty() && !is_address(wanted.server_name)) {
     wolfSSL_UseSNI(ssl, WOLFSSL_SNI_HOST_NAME, wanted.server_name.data(),
@@ -245,6 +246,10 @@ void Engine::handshake() {
   if (error != WOLFSSL_ERROR_WANT_READ && error != WOLFSSL_ERROR_WANT_WRITE) fail_native(error);
 }
 
+bool Engine::wants_binding() const {
+  return server_ ? server_->exports_bindings() : options_.channel_binding;
+}
+
 void Engine::on_open() {
   state_ = State::open;
   info_.version = wolfSSL_get_version(ssl_);
@@ -252,7 +257,7 @@ void Engine::on_open() {
   info_.resumed = wolfSSL_session_reused(ssl_) != 0;
   hello_ = {};
   hello_taken_ = 0;
-  if (server_ && server_->exports_bindings()) {
+  if (wants_binding()) {
     if (info_.version == "TLSv1.3") {
       constexpr std::string_view kLabel = "EXPORTER-Channel-Binding";
       channel_binding_.resize(32);  // RFC 9266 4.2: 32 octets, an empty context

@@ -50,6 +50,7 @@ std::string_view to_string(Failure failure);
 struct ClientOptions {
   std::string server_name;  // for SNI and the check of the certificate; empty: neither
   bool verify = false;      // fail unless the certificate verifies; else only say what it is like
+  bool channel_binding = false;  // Engine::channel_binding() is wanted
   std::string session_key;  // of the session cache; empty: not resumed, not kept
 };
 
@@ -94,7 +95,7 @@ class Engine {
   const Info& info() const { return info_; }
   Failure failure() const { return failure_; }
   const std::string& error() const { return error_; }
-  // RFC 9266 (tls-exporter), of servers whose context exports bindings; empty before TLS 1.3.
+  // RFC 9266 (tls-exporter), where it was asked for; empty before TLS 1.3.
   const std::string& channel_binding() const { return channel_binding_; }
 
   static constexpr size_t kLongestRecord = 16384;  // octets of plaintext
@@ -106,6 +107,7 @@ class Engine {
   static int verify_callback(int fine, WOLFSSL_X509_STORE_CTX* store);
   static int ticket_callback(WOLFSSL*, const unsigned char*, int, void* self);
 
+  bool wants_binding() const;
   bool begin_server();      // false: more of the ClientHello is needed, or it failed
   void attach(WOLFSSL* ssl);
   void handshake();

@@ -57,6 +57,21 @@ struct FakeControl final : Control {
     if (!dry_run) commands.emplace_back(command, filter);
     give([=, this] { done(count); });
   }
+  void freeze(const std::string& account, bool frozen, std::function<void(Status)> done) override {
+    if (!frozen && !frozen_.contains(account)) return done(fail(account + " is not frozen"));
+    if (frozen) {
+      frozen_.insert(account);
+    } else {
+      frozen_.erase(account);
+    }
+    done(success());
+  }
+  std::vector<std::pair<std::string, std::string>> frozen_accounts() const override {
+    std::vector<std::pair<std::string, std::string>> all;
+    for (const std::string& account : frozen_) all.emplace_back(account, "by the operator");
+    return all;
+  }
+  std::set<std::string> frozen_;
   std::vector<queue::Filter> pauses() const override {
     queue::Filter filter;
     filter.domain = "paused.example";
@@ -210,6 +225,18 @@ TEST_F(AdminServer, CommandsReachTheControlAndDryRunsDoNotAct) {
   EXPECT_EQ(control_.commands[0].second.job, "j");
   control_.count = fail("the spool cannot be written");
   EXPECT_EQ(ask({{"command", "pause"}, {"all", true}})["error"], "the spool cannot be written");
+}
+
+TEST_F(AdminServer, AccountsAreFrozenListedAndThawed) {
+  Client& one = client();
+  one.say("{\"command\":\"freeze\",\"account\":\"joe\"}\n{\"command\":\"accounts\"}\n{\"command\":\"unfreeze\",\"account\":\"joe\"}\n"
+          "{\"command\":\"unfreeze\",\"account\":\"joe\"}\n{\"command\":\"freeze\"}\n");
+  EXPECT_TRUE(wait([&] { return one.lines().size() == 5; }));
+  EXPECT_EQ(one.lines()[0]["result"]["frozen"], true);
+  EXPECT_EQ(one.lines()[1]["result"]["frozen"][0]["account"], "joe");
+  EXPECT_EQ(one.lines()[2]["result"]["frozen"], false);
+  EXPECT_EQ(one.lines()[3]["ok"], false);
+  EXPECT_EQ(one.lines()[4]["ok"], false);
 }
 
 TEST_F(AdminServer, SeveralRequestsOfAConnectionAreAnsweredInOrder) {

@@ -293,7 +293,9 @@ struct Rig {
         io(world.make_io(relay_host)),
         client_io(world.make_io(client_host)),
         spool(*io),
-        intake(*io) {
+        intake(*io),
+        mailbox(*io) {
+    io->on_wake = [this] { mailbox.drain(); };
     draft.hostname = "relay.example.org";
     draft.relay_from = {*reactor::Network::parse("198.51.100.0/24")};
     draft.proxy_from = {*reactor::Network::parse("203.0.113.9")};
@@ -317,7 +319,8 @@ struct Rig {
   // After changes to `draft`.
   void start() {
     config = std::make_shared<const config::Config>(draft);
-    context.emplace(Context{*io, &config, spool, intake, sink, *limits, mail::SpoolIdMaker(7, 0)});
+    context.emplace(Context{*io, &config, spool, intake, sink, *limits, mail::SpoolIdMaker(7, 0), 0, {}, accounts.get(),
+                            &passwords, &mailbox});
     acceptance.emplace(*context);
     listener.emplace(*context, *acceptance);
     std::vector<config::Listen> listen(2);
@@ -378,6 +381,9 @@ struct Rig {
   FakeSpool spool;
   FakeIntake intake;
   FakeSink sink;
+  reactor::Mailbox mailbox;
+  std::unique_ptr<Accounts> accounts = std::make_unique<Accounts>();
+  InlineChecker passwords;
   // On the heap because of its alignment: GCC bug 110027, with AddressSanitizer.
   std::unique_ptr<ConnectionLimits> limits = std::make_unique<ConnectionLimits>();
   config::Config draft;

@@ -724,5 +724,184 @@ TEST(ServerProtocol, EachStateHasANameOfItsOwn) {
   EXPECT_GE(names.size(), 12u);
 }
 
+// ---- AUTH (RFC 4954): the frame. What is said in it is tested with the sessions.
+
+struct AuthPolicy final : ServerPolicy {
+  std::string mechanisms = "PLAIN";
+  Reply refusal = replies::kAuthNeedsTls;
+  Reply verdict = replies::kAuthOk;
+  std::vector<std::string> heard;
+  int cancelled = 0;
+  std::string_view auth_mechanisms() override { return mechanisms; }
+  Reply auth_refusal() override { return refusal; }
+  AuthStep auth_begin(std::string_view mechanism, const std::string* initial) override {
+    heard.emplace_back(mechanism);
+    if (!initial) return {{}, "tell me"};
+    heard.push_back(*initial);
+    return {verdict, {}};
+  }
+  AuthStep auth_respond(std::string_view response) override {
+    heard.emplace_back(response);
+    return {verdict, {}};
+  }
+  void auth_cancelled() override { ++cancelled; }
+};
+
+struct AuthDialogue {
+  explicit AuthDialogue(bool ehlo = true) {
+    options.hostname = "relay.example";
+    options.extensions.auth = true;
+    protocol.emplace(options, policy);
+    protocol->greet();
+    output();
+    if (ehlo) capabilities = say("EHLO x");
+  }
+  std::string output() {
+    std::string out;
+    protocol->take_output(out);
+    return out;
+  }
+  // `step`: octets a piece. Whether each octet of what was said was to be overwritten is kept in `secret`.
+  std::string say(std::string line, size_t step = SIZE_MAX) {
+    line += "\r\n";
+    secret.clear();
+    for (size_t at = 0; at < line.size();) {
+      std::string piece = line.substr(at, step);
+      auto taken = protocol->advance(piece);
+      if (taken.consumed == 0) break;
+      secret.append(taken.consumed, taken.secret ? 's' : '-');
+      at += taken.consumed;
+    }
+    return output();
+  }
+  ServerOptions options;
+  AuthPolicy policy;
+  std::optional<ServerProtocol> protocol;
+  std::string capabilities, secret;
+};
+
+TEST(Auth, IsAnnouncedOnlyWhereThePolicyHasMechanisms) {
+  AuthDialogue with;
+  EXPECT_NE(with.capabilities.find("250-AUTH PLAIN\r\n"), std::string::npos);
+  with.policy.mechanisms.clear();
+  EXPECT_EQ(with.say("EHLO x").find("AUTH"), std::string::npos);
+  EXPECT_EQ(with.say("AUTH PLAIN AGEAYg==").substr(0, 3), "538");
+  EXPECT_TRUE(with.policy.heard.empty());
+}
+
+TEST(Auth, AnInitialResponseAnEmptyOneAndNone) {
+  AuthDialogue dialogue;
+  dialogue.policy.verdict = replies::kAuthFailed;
+  EXPECT_EQ(dialogue.say("auth plain YQBi").substr(0, 3), "535");
+  EXPECT_EQ(dialogue.say("AUTH PLAIN =").substr(0, 3), "535");
+  dialogue.policy.verdict = replies::kAuthOk;
+  EXPECT_EQ(dialogue.say("AUTH PLAIN"), "334 dGVsbCBtZQ==\r\n");
+  EXPECT_EQ(dialogue.say("YWI=").substr(0, 3), "235");
+  EXPECT_EQ(dialogue.policy.heard, (std::vector<std::string>{"plain", std::string("a\0b", 3), "PLAIN", "", "PLAIN", "ab"}));
+  EXPECT_TRUE(dialogue.protocol->authenticated());
+  EXPECT_EQ(dialogue.say("AUTH PLAIN YQBi").substr(0, 9), "503 5.5.1");
+}
+
+TEST(Auth, BadBase64StarsAndLongLinesEndTheExchange) {
+  AuthDialogue dialogue;
+  for (auto [line, code] : {std::pair<std::string, const char*>{"*", "501 5.7.0"}, {"a", "501 5.5.2"}, {"YQ=", "501 5.5.2"},
+                            {" *", "501 5.5.2"}, {std::string(12'287, 'A'), "500 5.5.6"}}) {
+    EXPECT_EQ(dialogue.say("AUTH PLAIN").substr(0, 3), "334");
+    EXPECT_EQ(dialogue.say(line, 1000).substr(0, 9), code) << line.substr(0, 20);
+    EXPECT_EQ(dialogue.say("NOOP").substr(0, 3), "250");
+  }
+  EXPECT_EQ(dialogue.policy.cancelled, 5);
+  EXPECT_EQ(dialogue.say("AUTH PLAIN").substr(0, 3), "334");
+  EXPECT_EQ(dialogue.say(std::string(12'284, 'A'), 1000).substr(0, 3), "235");
+}
+
+TEST(Auth, TakesALineOfTwelveThousandOctetsAndNobodyElseDoes) {
+  AuthDialogue dialogue;
+  EXPECT_EQ(dialogue.say("AUTH PLAIN " + std::string(12'272, 'A')).substr(0, 3), "235");
+  AuthDialogue other;
+  EXPECT_EQ(other.say("NOOP " + std::string(4090, 'x')).substr(0, 3), "500");
+  EXPECT_EQ(other.say("AUTH PLAIN " + std::string(12'280, 'A')).substr(0, 3), "500");
+}
+
+TEST(Auth, ComesBehindEhloAndNotInATransaction) {
+  AuthDialogue dialogue(false);
+  EXPECT_EQ(dialogue.say("AUTH PLAIN YQBi").substr(0, 9), "503 5.5.1");
+  EXPECT_EQ(dialogue.say("HELO x").substr(0, 3), "250");
+  EXPECT_EQ(dialogue.say("AUTH PLAIN YQBi").substr(0, 9), "503 5.5.1");
+  EXPECT_EQ(dialogue.say("EHLO x").substr(0, 3), "250");
+  EXPECT_EQ(dialogue.say("MAIL FROM:<a@example.org>").substr(0, 3), "250");
+  EXPECT_EQ(dialogue.say("AUTH PLAIN YQBi").substr(0, 9), "503 5.5.1");
+  EXPECT_EQ(dialogue.say("RCPT TO:<a@example.org>").substr(0, 3), "250");
+  EXPECT_EQ(dialogue.say("AUTH PLAIN YQBi").substr(0, 9), "503 5.5.1");
+  EXPECT_EQ(dialogue.say("RSET").substr(0, 3), "250");
+  EXPECT_EQ(dialogue.say("AUTH PLAIN YQBi").substr(0, 3), "235");
+}
+
+TEST(Auth, IsForgottenWithTls) {
+  AuthDialogue dialogue;
+  dialogue.options.starttls = true;
+  EXPECT_EQ(dialogue.say("AUTH PLAIN YQBi").substr(0, 3), "235");
+  EXPECT_EQ(dialogue.say("STARTTLS").substr(0, 3), "220");
+  dialogue.protocol->secured();
+  EXPECT_FALSE(dialogue.protocol->authenticated());
+  EXPECT_EQ(dialogue.say("EHLO x").substr(0, 3), "250");
+  EXPECT_EQ(dialogue.say("AUTH PLAIN YQBi").substr(0, 3), "235");
+}
+
+TEST(Auth, TheThirdFailureEndsTheSession) {
+  AuthDialogue dialogue;
+  dialogue.policy.verdict = replies::kAuthFailed;
+  EXPECT_EQ(dialogue.say("AUTH PLAIN YQBi").substr(0, 3), "535");
+  EXPECT_EQ(dialogue.say("AUTH PLAIN YQBi").substr(0, 3), "535");
+  EXPECT_NE(dialogue.say("AUTH PLAIN YQBi").find("421 4.7.0"), std::string::npos);
+  EXPECT_TRUE(dialogue.protocol->finished());
+}
+
+TEST(Auth, AnAnswerThatComesLaterHoldsTheInputBack) {
+  AuthDialogue dialogue;
+  dialogue.policy.verdict = ServerPolicy::kLater;
+  EXPECT_EQ(dialogue.say("AUTH PLAIN YQBi"), "");
+  EXPECT_EQ(dialogue.protocol->advance("NOOP\r\n").event, Event::blocked);
+  dialogue.protocol->answer_auth(replies::kAuthFailed);
+  EXPECT_EQ(dialogue.output().substr(0, 3), "535");
+  EXPECT_EQ(dialogue.say("AUTH PLAIN YQBi"), "");
+  dialogue.protocol->shut_down(replies::kShuttingDown);
+  EXPECT_EQ(dialogue.output().substr(0, 3), "421");
+  dialogue.protocol->answer_auth(replies::kAuthOk);
+  EXPECT_EQ(dialogue.output(), "");
+}
+
+// Receive buffers go to the log as they are.
+TEST(Auth, EveryOctetOfAPasswordIsReportedAsSecretAtEverySplit) {
+  for (size_t step = 1; step < 40; ++step) {
+    AuthDialogue dialogue;
+    dialogue.policy.verdict = replies::kAuthFailed;
+    dialogue.say("AUTH PLAIN YWJjZGVmZ2hpamts", step);
+    EXPECT_EQ(dialogue.secret.substr(11, 16), std::string(16, 's')) << step;
+    dialogue.say("AUTH PLAIN", step);
+    dialogue.say("YWJjZGVmZ2hpamts", step);
+    EXPECT_EQ(dialogue.secret, std::string(18, 's')) << step;
+    dialogue.say("MAIL FROM:<a@example.org>", step);
+    EXPECT_EQ(dialogue.secret, std::string(27, '-')) << step;
+  }
+  AuthDialogue refused;
+  refused.policy.mechanisms.clear();
+  refused.say("AUTH PLAIN YWJjZGVmZ2hpamts");
+  EXPECT_EQ(refused.secret, std::string(29, 's'));
+}
+
+TEST(Auth, TheParameterOfMailIsTakenWhereAuthIsThere) {
+  AuthDialogue dialogue;
+  EXPECT_EQ(dialogue.say("MAIL FROM:<a@example.org> AUTH=<>").substr(0, 3), "250");
+  dialogue.say("RSET");
+  EXPECT_EQ(dialogue.say("MAIL FROM:<a@example.org> AUTH=a+2Bb@example.org").substr(0, 3), "250");
+  dialogue.say("RSET");
+  EXPECT_EQ(dialogue.say("MAIL FROM:<a@example.org> AUTH=").substr(0, 3), "501");
+  EXPECT_EQ(dialogue.say("MAIL FROM:<a@example.org> AUTH=a+zz").substr(0, 3), "501");
+  Session without;
+  without.send("EHLO x\r\n");
+  EXPECT_EQ(without.send("MAIL FROM:<a@example.org> AUTH=<>\r\n").substr(0, 3), "555");
+}
+
 }  // namespace
 }  // namespace millrace::smtp
