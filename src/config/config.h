@@ -15,6 +15,7 @@
 namespace millrace::config {
 
 class Credentials;  // config/credentials.h
+class HopCredentialsFile;  // config/hop_credentials.h
 class Shaping;      // config/shaping.h
 
 enum class Durability : uint8_t { disk, memory };
@@ -110,6 +111,7 @@ struct Config {
   Ipv6 ipv6 = Ipv6::off;
   NextHop smarthost;
   std::map<std::string, NextHop> routes;      // by routing domain
+  std::string next_hop_credentials;           // file; empty: none
   uint16_t remote_port = 25;
   bool allow_private_destinations = false;
   TlsLevel tls = TlsLevel::opportunistic;
@@ -157,6 +159,7 @@ struct Config {
   std::shared_ptr<const tls::ServerSettings> tls_server;  // null: TLS is not offered
   std::shared_ptr<const tls::ClientSettings> tls_client;  // null: as if it were empty
   std::shared_ptr<const Credentials> accounts;            // null: AUTH is not offered
+  std::shared_ptr<const HopCredentialsFile> hop_credentials;  // null: none
 };
 
 // All listeners in one list: --listen first.

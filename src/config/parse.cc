@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "config/credentials.h"
+#include "config/hop_credentials.h"
 #include "config/schema.h"
 #include "config/shaping.h"
 #include "config/values.h"
@@ -274,6 +275,22 @@ Status read_credentials(Config& config) {
   return success();
 }
 
+Status read_hop_credentials(Config& config) {
+  config.hop_credentials = nullptr;
+  if (config.next_hop_credentials.empty()) return success();
+  std::ifstream in(config.next_hop_credentials, std::ios::binary);
+  if (!in) return fail(fmt::format("--next-hop-credentials {}: {}", config.next_hop_credentials, strerror(errno)));
+  std::ostringstream content;
+  content << in.rdbuf();
+  if (in.bad() || content.bad() || std::filesystem::is_directory(config.next_hop_credentials)) {
+    return fail(fmt::format("--next-hop-credentials {}: cannot be read as a file", config.next_hop_credentials));
+  }
+  auto hops = HopCredentialsFile::parse(content.str(), config.next_hop_credentials, config);
+  if (!hops) return fail(hops.error());
+  config.hop_credentials = std::move(*hops);
+  return success();
+}
+
 // ---- output
 
 std::string toml_text(std::string_view text) {
@@ -386,7 +403,7 @@ std::string help() {
 // and keys may be readable by root alone.
 Status read_files(Config& config, bool ca_file_given) {
   auto client = std::make_shared<tls::ClientSettings>();
-  if (!config.tls_ca_file.empty() && config.tls != TlsLevel::none) {
+  if (!config.tls_ca_file.empty() && (config.tls != TlsLevel::none || !config.next_hop_credentials.empty())) {
     auto authorities = tls::read_authorities(config.tls_ca_file);
     if (authorities) {
       client->ca_pem = std::move(*authorities);
@@ -486,6 +503,7 @@ Result<Invocation> parse(const std::vector<std::string>& arguments, const System
   if (Status status = read_files(*config, ca_file_given); !status) return fail(status.error());
   if (Status status = read_shaping(*config); !status) return fail(status.error());
   if (Status status = read_credentials(*config); !status) return fail(status.error());
+  if (Status status = read_hop_credentials(*config); !status) return fail(status.error());
   invocation.config = std::move(config);
   if (commands.check) {
     invocation.action = Invocation::Action::check_config;
@@ -523,6 +541,10 @@ Result<Reloaded> reload(const Invocation& running, const System& system) {
   if (config->accounts && running.config->accounts && config->credentials == running.config->credentials &&
       config->accounts->text() != running.config->accounts->text())
     reloaded.changed.emplace_back("credentials");
+  if (config->hop_credentials && running.config->hop_credentials &&
+      config->next_hop_credentials == running.config->next_hop_credentials &&
+      config->hop_credentials->digest() != running.config->hop_credentials->digest())
+    reloaded.changed.emplace_back("next-hop-credentials");
   if (!config->shaping.empty() && config->shaping == running.config->shaping &&
       config->shaping_rules->text() != running.config->shaping_rules->text())
     reloaded.changed.emplace_back("shaping");

@@ -479,6 +479,10 @@ std::vector<Field> make_schema() {
                    "has an IPv6 address."));
   add(smarthost().empty_means("none"));
   add(route().empty_means("none"));
+  add(text("next-hop-credentials", "FILE", &C::next_hop_credentials,
+           "How to authenticate to --smarthost and --route hosts, as docs/auth.md tells; only ever to a host "
+           "whose certificate is good for its name.")
+          .empty_means("none"));
   add(number("remote-port", &C::remote_port, 1, 65535, "Port of MX hosts."));
   add(choice<TlsLevel>(
       "tls", &C::tls, "none|opportunistic|required|verified",

@@ -53,6 +53,22 @@ void DeliveryAgent::make_tls_context() {
   tls_settings_ = settings;
 }
 
+std::shared_ptr<tls::ClientContext> DeliveryAgent::tls_context(const config::HopCredentials* credentials) {
+  if (!credentials || credentials->certificate.chain_pem.empty()) return tls_;
+  auto& context = tls_with_certificate_[credentials->certificate.chain_pem + credentials->certificate.key_pem];
+  if (!context) {
+    tls::ClientSettings settings = config_->tls_client ? *config_->tls_client : tls::ClientSettings{};
+    settings.certificate = credentials->certificate;
+    auto made = tls::ClientContext::make(settings);
+    if (!made) {  // they fitted together when they were read
+      log::error("next hop's certificate: {}", made.error().text);
+      return tls_;
+    }
+    context = std::move(*made);
+  }
+  return context;
+}
+
 DeliveryAgent::~DeliveryAgent() = default;
 
 void DeliveryAgent::start(queue::Dispatcher& dispatcher) { dispatcher_ = &dispatcher; }
@@ -82,6 +98,7 @@ queue::Lane* DeliveryAgent::open(queue::Site& site, unsigned source) {
 
 void DeliveryAgent::adopt(config::Snapshot config) {
   config_ = std::move(config);
+  tls_with_certificate_.clear();
   make_tls_context();
 }
 

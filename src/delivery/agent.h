@@ -6,6 +6,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -41,6 +42,7 @@ struct AgentStats {
   uint64_t tls_failed_alert = 0;      // the receiver's
   uint64_t tls_failed_protocol = 0;   // broken, or not TLS at all
   uint64_t tls_failed_ended = 0;      // closed, reset or silent
+  uint64_t auth_failures = 0;         // AUTH refused, or not possible
   uint64_t plaintext_sessions = 0;    // that came to transactions in the clear
 };
 
@@ -78,8 +80,12 @@ class DeliveryAgent final : public queue::Agent {
   AddressHolds holds_;
   CloseLimits close_limits_;
   void make_tls_context();
+  // With the certificate that these credentials have, if they have one.
+  std::shared_ptr<tls::ClientContext> tls_context(const config::HopCredentials* credentials);
   std::shared_ptr<tls::ClientContext> tls_;
   std::shared_ptr<const tls::ClientSettings> tls_settings_;  // that it was made from
+  // By certificate; of the present configuration.
+  std::map<std::string, std::shared_ptr<tls::ClientContext>> tls_with_certificate_;
   TlsMemory tls_memory_;
   uint64_t next_number_;
   AgentStats stats_;

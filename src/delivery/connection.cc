@@ -6,6 +6,9 @@
 #include <cstring>
 
 #include "config/shaping.h"
+#include "auth/crypto.h"
+#include "base/base64.h"
+#include "base/log.h"
 #include "delivery/agent.h"
 #include "dsn/scope.h"
 #include "queue/destination.h"
@@ -137,6 +140,7 @@ void Connection::try_next() {
     peer_ = target.address;
     host_ = target.host->name;
     tls_policy_ = tls_policy(*config_, *route_, host_);
+    credentials_ = hop_credentials(*config_, *route_, host_);
     target_began_ = now;
     ++agent_.stats_.connects;
     const reactor::Address& bound = peer_.is_ipv6() ? source_.ipv6 : source_.ipv4;
@@ -212,7 +216,7 @@ void Connection::note_failure(Stage stage, std::string reply) {
     probing_ = false;
   }
   end_.stage = stage;
-  end_.scope = stage == Stage::connect || stage == Stage::starttls ? events::Scope::destination : events::Scope::source;
+  end_.scope = stage == Stage::connect || stage == Stage::starttls || stage == Stage::auth ? events::Scope::destination : events::Scope::source;
   end_.reply = std::move(reply);
   end_.mx = host_;
   end_.peer = peer_;
@@ -237,6 +241,7 @@ SessionOptions Connection::session_options() const {
                 : !wanted                 ? Tls::off
                 : may_fall_back(tls_policy_) ? Tls::offered
                                              : Tls::required;
+  options.authenticate = credentials_ && credentials_->authenticates();
   options.greeting_timeout_ns = config_->greeting_timeout_ms * kMillisecond;
   options.mail_timeout_ns = config_->mail_timeout_ms * kMillisecond;
   options.rcpt_timeout_ns = config_->rcpt_timeout_ms * kMillisecond;
@@ -283,11 +288,13 @@ void Connection::begin_tls() {
   tls::ClientOptions options;
   options.server_name = host_;
   options.verify = tls_policy_.level == config::TlsLevel::verified;
+  options.channel_binding = credentials_ && credentials_->authenticates();
   // All that a session was made and checked under.
   tls_session_key_ = fmt::format("{}|{}|{}|{}|{}", source_index_, session_options().ehlo_name, peer_.to_string(), host_,
                                  static_cast<int>(tls_policy_.level));
+  if (credentials_) tls_session_key_ += "|" + credentials_->user;
   options.session_key = tls_session_key_;
-  stream_.start_tls(tls::Engine::connect(agent_.tls_, std::move(options)));
+  stream_.start_tls(tls::Engine::connect(agent_.tls_context(credentials_), std::move(options)));
 }
 
 void Connection::start_tls() { begin_tls(); }
@@ -300,6 +307,40 @@ void Connection::on_secure() {
   if (info.verified != tls::Verified::ok) ++stats.tls_unverified;
   session_->secured(io_.now());
   after_event();
+}
+
+std::unique_ptr<auth::ClientExchange> Connection::authenticate(const smtp::Capabilities& capabilities, std::string& why) {
+  using auth::ClientMechanism;
+  const tls::Engine* engine = stream_.tls();
+  if (engine == nullptr || engine->state() != tls::Engine::State::open || engine->info().verified != tls::Verified::ok) {
+    why = "credentials go only to a host whose certificate is good for its name";
+    return nullptr;
+  }
+  const config::HopCredentials& credentials = *credentials_;
+  const std::string& binding = engine->channel_binding();
+  const std::pair<ClientMechanism, bool> choices[] = {
+      {ClientMechanism::scram_sha_256_plus, !credentials.token && capabilities.auth_scram_plus && !binding.empty()},
+      {ClientMechanism::scram_sha_256, !credentials.token && capabilities.auth_scram},
+      {ClientMechanism::plain, !credentials.token && capabilities.auth_plain},
+      {ClientMechanism::login, !credentials.token && capabilities.auth_login},
+      {ClientMechanism::oauthbearer, credentials.token && capabilities.auth_oauthbearer},
+      {ClientMechanism::xoauth2, credentials.token && capabilities.auth_xoauth2},
+  };
+  for (const auto& [mechanism, possible] : choices) {
+    const auto& allowed = credentials.mechanisms;
+    if (!possible || (!allowed.empty() && std::find(allowed.begin(), allowed.end(), mechanism) == allowed.end())) continue;
+    auth::ClientExchange::Facts facts;
+    facts.user = credentials.user;
+    facts.password = credentials.secret;
+    facts.host = host_;
+    facts.port = peer_.port();
+    facts.nonce = to_base64(auth::random_octets(18));
+    facts.channel_binding = binding;
+    facts.plus_offered = capabilities.auth_scram_plus;
+    return std::make_unique<auth::ClientExchange>(mechanism, std::move(facts));
+  }
+  why = fmt::format("{} offers no mechanism that the credentials are for", host_);
+  return nullptr;
 }
 
 // What the end of a connection at STARTTLS says about TLS there.
@@ -463,12 +504,16 @@ void Connection::on_closed() {
   session_->settle(stream_.unsent(), io_.now());
   const Ending ending = session_->ending();
   const Stage stage = session_->stage();
-  const bool before_mail = stage == Stage::greeting || stage == Stage::ehlo || stage == Stage::starttls;
+  const bool before_mail = stage == Stage::greeting || stage == Stage::ehlo || stage == Stage::starttls || stage == Stage::auth;
   // Not what we ended ourselves, and 421 is about all of the connection.
   if (stage == Stage::starttls && ending != Ending::done && ending != Ending::told_to_slow) note_tls_end(ending);
 
   if (before_mail && ending != Ending::told_to_slow && ending != Ending::done) {
     refused_5xx_ = stage == Stage::greeting && session_->code() / 100 == 5;
+    if (stage == Stage::auth) {
+      ++agent_.stats_.auth_failures;
+      log::warning("{}[{}] does not let us in: {}; its mail waits", host_, peer_text_, session_->reply());
+    }
     note_failure(stage, session_->reply());
     end_.code = session_->code();
     end_.enhanced = session_->enhanced();

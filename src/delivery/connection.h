@@ -71,6 +71,7 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   void finished(queue::Attempt& attempt) override;
   void ready() override;
   void start_tls() override;
+  std::unique_ptr<auth::ClientExchange> authenticate(const smtp::Capabilities& capabilities, std::string& why) override;
   void send(std::span<const iovec> parts) override;
   uint64_t unsent() const override;
   void over() override;
@@ -113,6 +114,7 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   queue::LaneEnd end_;
   // ---- TLS
   TlsPolicy tls_policy_;            // of the present target
+  const config::HopCredentials* credentials_ = nullptr;  // for it; in config_
   std::string tls_session_key_;
   bool in_the_clear_ = false;       // every host tried refused TLS or failed at it: once more without
   std::string tls_refusal_;         // what the last of them said

@@ -1,13 +1,16 @@
 #include "delivery/session.h"
 
 #include <fmt/format.h>
+#include <string.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
 
 #include "base/assert.h"
+#include "base/base64.h"
 #include "dsn/classify.h"
+#include "smtp/line_reader.h"
 
 namespace millrace::delivery {
 
@@ -27,6 +30,8 @@ std::string_view to_string(SessionState state) {
       return "sending EHLO";
     case SessionState::helo:
       return "sending HELO";
+    case SessionState::authenticating:
+      return "authenticating";
     case SessionState::open:
       return "open";
     case SessionState::quitting:
@@ -86,10 +91,11 @@ std::string_view doing(Stage stage) {
       return "sending the message";
     case Stage::end_of_data:
       return "waiting for the reply to the end of data";
+    case Stage::auth:
+      return "authenticating";
     case Stage::none:
     case Stage::dns:
     case Stage::connect:
-    case Stage::auth:
     case Stage::quit:
       return "idle";
   }
@@ -227,6 +233,7 @@ uint64_t Session::left() const { return sending_ ? written_ - owner_.unsent() : 
 void Session::on_sent(int64_t now) {
   ASSERT(sending_);
   sending_ = false;
+  if (state_ == SessionState::authenticating) explicit_bzero(commands_.data(), commands_.size());
   if (state_ == SessionState::over) return;
   if (state_ == SessionState::quitting) return end(Ending::done, now);
   if (!expected_empty() && current_stage() == Stage::end_of_data) front_since_ = now;
@@ -261,7 +268,7 @@ void Session::wake(int64_t now) {
 void Session::retire(int64_t now) {
   retiring_ = true;
   if (state_ == SessionState::securing || state_ == SessionState::greeting || state_ == SessionState::ehlo ||
-      state_ == SessionState::helo || state_ == SessionState::starttls) {
+      state_ == SessionState::helo || state_ == SessionState::starttls || state_ == SessionState::authenticating) {
     return end(Ending::done, now);
   }
   if (!busy_) pump(now);
@@ -658,6 +665,8 @@ void Session::on_reply(PeerReply& reply, int64_t now) {
       return on_hello(front.command, reply, now);
     case Command::starttls:
       return on_starttls(reply, now);
+    case Command::auth:
+      return on_auth(reply, now);
     case Command::mail:
       return on_mail(*front.transaction, reply, now);
     case Command::rcpt:
@@ -700,6 +709,75 @@ void Session::on_greeting(const PeerReply& reply, int64_t now) {
   end(verdict.next_host ? Ending::refused : Ending::told_to_slow, now);
 }
 
+// RFC 4954 4. Whatever goes wrong here, no message is to blame.
+void Session::begin_auth(int64_t now) {
+  if (!secure_) return refuse_auth("credentials go nowhere in the clear", now);
+  std::string why;
+  exchange_ = owner_.authenticate(capabilities_, why);
+  if (!exchange_) return refuse_auth(std::move(why), now);
+  enter(SessionState::authenticating);
+  begin_group();
+  commands_ += "AUTH ";
+  commands_ += to_string(exchange_->mechanism());
+  if (exchange_->has_initial()) {
+    std::string initial = exchange_->initial();
+    std::string encoded = to_base64(initial);
+    explicit_bzero(initial.data(), initial.size());
+    // The command is a line of 512 octets like any other; a response may be longer.
+    initial_due_ = commands_.size() + 1 + encoded.size() + 2 > smtp::kCommandLineLimit;
+    if (initial_due_) {
+      initial_response_ = std::move(encoded);
+    } else {
+      commands_ += ' ';
+      commands_ += encoded;
+      explicit_bzero(encoded.data(), encoded.size());
+    }
+  }
+  commands_ += "\r\n";
+  expect(Command::auth);
+  flush(now);
+}
+
+void Session::on_auth(const PeerReply& reply, int64_t now) {
+  if (reply.code == 235) {
+    const bool proven = exchange_->server_proven();
+    exchange_.reset();
+    if (!proven) return refuse_auth("the server said yes without knowing the password: it is not whom it seems to be", now);
+    return open(now);
+  }
+  if (reply.code == 334) {
+    const auto challenge = from_base64(reply.text);
+    std::optional<std::string> response;
+    if (std::exchange(initial_due_, false)) {
+      response = from_base64(initial_response_);
+      explicit_bzero(initial_response_.data(), initial_response_.size());
+    } else if (challenge) {
+      response = exchange_->respond(*challenge);
+    }
+    if (!response) return refuse_auth(challenge ? exchange_->error() : "the server's challenge is no base64", now);
+    begin_group();
+    append_base64(commands_, *response);
+    explicit_bzero(response->data(), response->size());
+    commands_ += "\r\n";
+    expect(Command::auth);
+    return flush(now);
+  }
+  exchange_.reset();
+  if (reply.reply_class() < 4) return fail_protocol("the reply to AUTH is neither 235 nor 334", now, Stage::auth);
+  const Verdict verdict = judge(reply, Stage::auth);
+  set_end_reply(reply, Stage::auth, verdict);
+  end(Ending::refused, now);
+}
+
+void Session::refuse_auth(std::string why, int64_t now) {
+  exchange_.reset();
+  end_stage_ = Stage::auth;
+  end_code_ = 0;
+  end_enhanced_ = "4.7.0";
+  end_reply_ = fmt::format("AUTH: {}", why);
+  end(Ending::refused, now);
+}
+
 void Session::on_hello(Command command, const PeerReply& reply, int64_t now) {
   if (reply.code == 250) {
     if (command == Command::ehlo) capabilities_ = smtp::parse_capabilities(reply);
@@ -721,6 +799,7 @@ void Session::on_hello(Command command, const PeerReply& reply, int64_t now) {
       end_reply_ = "STARTTLS is not offered, and nothing may go there in the clear";
       return end(Ending::refused, now);
     }
+    if (options_.authenticate) return begin_auth(now);
     return open(now);
   }
   if (reply.reply_class() < 4) return fail_protocol("the reply to EHLO is no 250", now);
@@ -975,6 +1054,8 @@ Stage Session::current_stage() const {
     case SessionState::ehlo:
     case SessionState::helo:
       return Stage::ehlo;
+    case SessionState::authenticating:
+      return Stage::auth;
     case SessionState::quitting:
       return Stage::quit;
     case SessionState::open:
@@ -991,6 +1072,8 @@ Stage Session::current_stage() const {
       return Stage::ehlo;
     case Command::starttls:
       return Stage::starttls;
+    case Command::auth:
+      return Stage::auth;
     case Command::mail:
     case Command::rset:
       return Stage::mail;
@@ -1018,6 +1101,7 @@ void Session::update_deadline(int64_t now) {
     case SessionState::ehlo:
     case SessionState::helo:
     case SessionState::starttls:
+    case SessionState::authenticating:
       deadline_ = front_since_ + options_.mail_timeout_ns;
       return;
     case SessionState::quitting:
@@ -1060,6 +1144,7 @@ void Session::update_deadline(int64_t now) {
     case Command::ehlo:
     case Command::helo:
     case Command::starttls:
+    case Command::auth:
       deadline_ = front_since_ + options_.mail_timeout_ns;
       break;
   }

@@ -25,7 +25,10 @@
 // secured() or tls_failed() must follow. Everything learnt before is forgotten, and EHLO comes again
 // (RFC 3207 4.2). Octets between the 220 and the handshake end the conversation (CVE-2021-38371).
 //
-// Limits: no AUTH. A recipient domain's mail is one transaction; the queue sees to
+// AUTH. Where the options want it, it follows the EHLO behind TLS, by the exchange that the owner chooses; nothing is
+// ever said in the clear. A refusal ends the conversation, and is about no message.
+//
+// Limits: a recipient domain's mail is one transaction; the queue sees to
 // that.
 #pragma once
 
@@ -38,6 +41,7 @@
 #include <string_view>
 #include <vector>
 
+#include "auth/client_exchange.h"
 #include "delivery/judge.h"
 #include "queue/agent.h"
 #include "smtp/capabilities.h"
@@ -58,6 +62,7 @@ struct SessionOptions {
     required,      // nothing in the clear
     from_connect,  // the handshake comes before the greeting
   } tls = Tls::off;
+  bool authenticate = false;  // behind TLS, or not at all
   int64_t greeting_timeout_ns = 0;
   int64_t mail_timeout_ns = 0;  // EHLO and RSET too
   int64_t rcpt_timeout_ns = 0;
@@ -77,6 +82,7 @@ enum class SessionState : uint8_t {
   ehlo,      // EHLO sent
   starttls,  // STARTTLS sent
   helo,      // HELO sent
+  authenticating,  // AUTH sent
   open,      // transactions, or waiting for one
   quitting,  // QUIT is being sent
   over,      // to be closed
@@ -88,7 +94,7 @@ enum class Ending : uint8_t {
   none,
   done,          // by us: nothing to do, or enough messages
   peer_closed,   // by the peer, between transactions and without an error
-  refused,       // greeting, EHLO or STARTTLS with 4xx or 5xx, or no TLS with it: try another host
+  refused,       // greeting, EHLO, STARTTLS or AUTH with 4xx or 5xx, or no TLS with it: try another host
   told_to_slow,  // 421, or a code about our rate or reputation
   lost,          // closed, reset or silent in the middle of something
   protocol,      // what came was no SMTP
@@ -105,6 +111,11 @@ class SessionOwner {
   virtual void ready() = 0;
   // The peer waits for our handshake. Session::secured() or tls_failed() follows, never inline.
   virtual void start_tls() = 0;
+  // How to authenticate to a server with these capabilities; nullptr: not at all, and `why`. Called behind TLS only.
+  virtual std::unique_ptr<auth::ClientExchange> authenticate(const smtp::Capabilities& capabilities, std::string& why) {
+    why = "no credentials";
+    return nullptr;
+  }
   // Starts to send; on_sent() follows. Never called again before that.
   virtual void send(std::span<const iovec> parts) = 0;
   // Octets of the current send that have not left yet.
@@ -180,6 +191,7 @@ class Session {
     ehlo,
     helo,
     starttls,
+    auth,
     mail,
     rcpt,
     data,
@@ -249,6 +261,9 @@ class Session {
   void on_greeting(const smtp::PeerReply& reply, int64_t now);
   void on_hello(Command command, const smtp::PeerReply& reply, int64_t now);
   void on_starttls(const smtp::PeerReply& reply, int64_t now);
+  void begin_auth(int64_t now);
+  void on_auth(const smtp::PeerReply& reply, int64_t now);
+  void refuse_auth(std::string why, int64_t now);
   void begin_greeting(int64_t now);
   void open(int64_t now);
   void on_unexpected(const smtp::PeerReply& reply, int64_t now);
@@ -308,6 +323,9 @@ class Session {
   uint32_t started_ = 0, messages_ = 0, mails_ = 0;
   bool need_reset_ = false;
   bool secure_ = false;
+  std::unique_ptr<auth::ClientExchange> exchange_;
+  std::string initial_response_;
+  bool initial_due_ = false;  // the first response was too long for the command
   bool tls_refused_ = false;
   bool retiring_ = false;
   bool slow_ = false;         // told to slow down: nothing new

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <string>
 
+#include "config/hop_credentials.h"
+
 namespace millrace::delivery {
 namespace {
 
@@ -48,8 +50,18 @@ TlsPolicy tls_policy(const config::Config& config, const dns::Route& route, std:
   if (!named && policy.level == config::TlsLevel::opportunistic && always_has_tls(host)) {
     policy.level = config::TlsLevel::required;
   }
+  // Credentials go to nobody else.
+  if (hop_credentials(config, route, host)) policy.level = config::TlsLevel::verified;
   if (policy.from_connect && policy.level < config::TlsLevel::required) policy.level = config::TlsLevel::required;
   return policy;
+}
+
+const config::HopCredentials* hop_credentials(const config::Config& config, const dns::Route& route, std::string_view host) {
+  if (!config.hop_credentials || !route.explicit_hop) return nullptr;
+  for (const dns::Host& one : route.hosts) {
+    if (one.name == host && !one.addresses.empty()) return config.hop_credentials->find(host, one.addresses.front().port());
+  }
+  return nullptr;
 }
 
 uint64_t TlsMemory::key(std::string_view site) {

@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "config/config.h"
+#include "config/hop_credentials.h"
 #include "dns/mx.h"
 
 namespace millrace::delivery {
@@ -19,6 +20,9 @@ struct TlsPolicy {
 };
 // Of the host of a route that is about to be connected to.
 TlsPolicy tls_policy(const config::Config& config, const dns::Route& route, std::string_view host);
+
+// How we authenticate to that host; nullptr: not at all. Only hosts of smarthosts and routes, and only with `verified`.
+const config::HopCredentials* hop_credentials(const config::Config& config, const dns::Route& route, std::string_view host);
 
 // Providers that offer TLS everywhere and always: what looks otherwise is an attack or a fault. Their hosts
 // never get mail in the clear unless --tls-for says so.

@@ -17,6 +17,8 @@
 #include <cstring>
 #include <filesystem>
 
+#include "config/hop_credentials.h"
+
 // Newer than the headers of Debian 12 (Linux 6.2).
 #ifndef LANDLOCK_ACCESS_FS_TRUNCATE
 #define LANDLOCK_ACCESS_FS_TRUNCATE (1ULL << 14)
@@ -157,8 +159,12 @@ std::vector<std::string> read_again(const config::Invocation& invocation) {
   const config::Config& config = *invocation.config;
   std::vector<std::string> paths = config.tls_certificates;
   paths.insert(paths.end(), config.tls_keys.begin(), config.tls_keys.end());
-  for (const std::string& path : {invocation.config_file, config.client_ca, config.shaping, config.credentials}) {
+  for (const std::string& path : {invocation.config_file, config.client_ca, config.shaping, config.credentials, config.next_hop_credentials}) {
     if (!path.empty()) paths.push_back(path);
+  }
+  if (config.hop_credentials) {
+    const std::vector<std::string>& named = config.hop_credentials->files();
+    paths.insert(paths.end(), named.begin(), named.end());
   }
   return paths;
 }

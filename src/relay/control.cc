@@ -124,13 +124,18 @@ std::vector<std::pair<std::string, std::string>> Control::frozen_accounts() cons
   return rows;
 }
 
-void Control::apply_recovered() {
-  for (const auto& [account, frozen] : frozen_) hold_account(account);
+void Control::accounts_configured() {
+  if (secret_given_) return;
+  secret_given_ = true;
   if (auth_secret_.empty()) {
     auth_secret_ = auth::random_octets(auth::kDigestSize);
     state().put_state("auth/secret", auth_secret_, [](Status) {});
   }
   accounts_.set_secret(auth_secret_);
+}
+
+void Control::apply_recovered() {
+  for (const auto& [account, frozen] : frozen_) hold_account(account);
   const int64_t now_ms = shards_[0]->io().wall_ms();
   for (const auto& [site, wall_ms] : std::exchange(recovered_tls_, {})) {
     if (now_ms - wall_ms >= delivery::TlsMemory::kRememberMs) {

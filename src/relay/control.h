@@ -33,6 +33,8 @@ class Control final : public admin::Control {
   // A shard's delivery completed TLS with a site that it did not know of. On shard 0.
   void learn_tls(uint64_t site, int64_t wall_ms);
 
+  // There are accounts: after recovery, and before any shard knows of them. On shard 0.
+  void accounts_configured();
   // The numbers of an account have changed: writes them down. On shard 0.
   void write_account(const std::string& account);
   // An account's mail looks like somebody else's. On shard 0.
@@ -73,7 +75,8 @@ class Control final : public admin::Control {
     uint64_t number = 0;  // of the schedulers' pause
   };
   std::map<std::string, Frozen> frozen_;
-  std::string auth_secret_;  // found at recovery
+  std::string auth_secret_;  // what salts of unknown names are made from; found at recovery
+  bool secret_given_ = false;
   std::vector<std::pair<uint64_t, int64_t>> recovered_tls_;  // until apply_recovered()
   std::map<uint64_t, Rule> rules_;  // pauses, and removals not yet finished
   uint64_t next_ = 1;

@@ -103,6 +103,7 @@ Status Core::open_rest() {
   for (auto& shard : shards_) peers.push_back({&shard->scheduler(), &shard->mailbox()});
   for (auto& shard : shards_) shard->scheduler().set_peers(peers);
   control_->apply_recovered();
+  if (config_->accounts) control_->accounts_configured();
   std::vector<config::Listen> listen = config::listeners(*config_);
   for (auto& shard : shards_) {
     Status status = shard->listen(listen);
@@ -183,6 +184,7 @@ void Core::cut_short() {
 
 void Core::adopt(config::Snapshot config) {
   config_ = config;
+  if (config_->accounts && attached_) control_->accounts_configured();
   for (auto& shard : shards_) {
     Call::post(shard->mailbox(), [at = shard.get(), config] { at->adopt(config); });
   }

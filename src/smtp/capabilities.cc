@@ -46,6 +46,10 @@ void parse_auth(std::string_view mechanisms, Capabilities& capabilities) {
     if (word.empty()) return;
     capabilities.auth_plain |= equals_ignoring_case(word, "PLAIN");
     capabilities.auth_login |= equals_ignoring_case(word, "LOGIN");
+    capabilities.auth_scram |= equals_ignoring_case(word, "SCRAM-SHA-256");
+    capabilities.auth_scram_plus |= equals_ignoring_case(word, "SCRAM-SHA-256-PLUS");
+    capabilities.auth_oauthbearer |= equals_ignoring_case(word, "OAUTHBEARER");
+    capabilities.auth_xoauth2 |= equals_ignoring_case(word, "XOAUTH2");
   }
 }
 

@@ -20,6 +20,10 @@ struct Capabilities {
   bool size = false;             // RFC 1870
   bool auth_plain = false;       // RFC 4954
   bool auth_login = false;
+  bool auth_scram = false;        // SCRAM-SHA-256
+  bool auth_scram_plus = false;   // SCRAM-SHA-256-PLUS
+  bool auth_oauthbearer = false;  // RFC 7628
+  bool auth_xoauth2 = false;
   uint64_t size_limit = 0;  // octets; 0 is no fixed limit
   // RFC 9422; 0 is not announced.
   uint32_t mail_max = 0;         // messages per connection

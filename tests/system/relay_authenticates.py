@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """AUTH with the programs of others. As clients: swaks, curl, Python's smtplib, nodemailer, gsasl (SCRAM, bound to the
 connection and not), Postfix. As a smarthost: Postfix with Cyrus SASL. And what an account may do, reloads, guesses."""
+import base64
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import subprocess
 import threading
 
 import peers
-from harness import BUILD, SCRATCH, Relay, check, equal, eventually, find, isolate, log_of, need, run, sink
+from harness import BUILD, SCRATCH, Relay, check, dns, equal, eventually, find, isolate, log_of, need, run, sink
 
 PASSWORD = 'correct horse, battery'
 ACCOUNTS = SCRATCH / 'accounts.toml'
@@ -137,7 +138,9 @@ def with_gsasl():
             if mechanism in ('PLAIN', 'LOGIN') and not good:
                 continue
             done = subprocess.run([find('gsasl'), '--smtp', '--mechanism', mechanism, '--authentication-id', 'joe', '--password',
-                                   password, '--starttls', '--x509-ca-file=', '--connect', f'127.0.0.1:{shim(2500)}', '--no-client-first'],
+                                   password, '--starttls', '--x509-ca-file=', '--connect', f'127.0.0.1:{shim(2500)}',
+                                   # It would say that it could have bound, which is not believed where -PLUS is offered.
+                                   *([] if mechanism.endswith('-PLUS') else ['--no-cb'])],
                                   capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
             said = done.stdout + done.stderr
             equal('235 2.7.0' in said, good, f'gsasl {mechanism} with the {"right" if good else "wrong"} password: {said}')
@@ -196,7 +199,6 @@ def no_secret_is_told(relay):
         if not path.is_file():
             continue
         content = path.read_bytes()
-        import base64
         for secret in (PASSWORD.encode(), base64.b64encode(PASSWORD.encode()), base64.b64encode(b'\0joe\0' + PASSWORD.encode())):
             check(secret not in content, f'{path} holds a password')
     failures = [e for e in relay.events('rejected') if e.get('stage') == 'auth']
@@ -233,7 +235,6 @@ def postfix_as_smarthost():
                            f'smtpd_tls_key_file = {theirs[1]}\nsmtpd_sasl_auth_enable = yes\ncyrus_sasl_config_path = {sasl}\n'
                            'smtpd_sasl_local_domain = receiver.test\nsmtpd_client_restrictions = permit_sasl_authenticated, reject\n'
                            'smtpd_sasl_authenticated_header = yes\nsmtpd_tls_received_header = yes\n')
-    from harness import dns
     server = dns({'test': f'smart A {address}\n'})
     hops = SCRATCH / 'hops.toml'
 
