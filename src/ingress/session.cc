@@ -333,11 +333,13 @@ void Session::on_message_end() {
   mail::Envelope& envelope = submission.message->envelope;
   std::swap(envelope, protocol_->envelope());
   envelope.client = client_;
-  if (const config::Account* account = account_.empty() ? nullptr : find_account(*settings_, account_)) {
+  if (const config::Account* account = account_name().empty() ? nullptr : find_account(*settings_, account_name())) {
     envelope.tenant = account->tenant;
   }
-  submission.charged = std::exchange(charged_, 0);
-  submission.charged_at = charged_at_;
+  if (auth_) {
+    submission.charged = std::exchange(auth_->charged, 0);
+    submission.charged_at = auth_->charged_at;
+  }
   uint64_t number = protocol_->message_number();
   submission.number = number;
   submission.owner = this;
@@ -376,14 +378,14 @@ void Session::drop_message() {
 
 smtp::Reply Session::check_mail(const mail::Envelope& envelope, uint64_t) {
   adopt(acceptance_.settings());
-  if (!may_relay_ && account_.empty()) {
+  if (!may_relay_ && account_name().empty()) {
     ++context_.stats.rejected_relay;
     const smtp::Reply& denied = may_authenticate() ? kAuthRequired : kRelayDenied;
     acceptance_.report_rejected(envelope, client_, denied, "client not in --relay-from",
                                 number_, events::Stage::mail);
     return denied;
   }
-  if (!account_.empty()) {
+  if (!account_name().empty()) {
     if (smtp::Reply refusal = check_account(envelope); refusal.code != 0) return refusal;
   }
   std::string why;

@@ -123,6 +123,8 @@ class Session final : private net::StreamOwner,
   void answer_auth(const smtp::Reply& reply);
   smtp::Reply check_account(const mail::Envelope& envelope);
   void refund();
+  // Empty: nobody.
+  const std::string& account_name() const;
   void forget_auth();
 
   bool held() const;       // input must wait
@@ -175,16 +177,19 @@ class Session final : private net::StreamOwner,
   bool waiting_admission_ = false;
   bool input_blocked_ = false;    // the protocol waits for an answer to a message
   // ---- authentication
-  std::optional<auth::ServerExchange> exchange_;
-  std::string account_;             // who authenticated; empty: nobody
-  std::string auth_offer_;          // what EHLO announces
+  struct Auth {
+    std::optional<auth::ServerExchange> exchange;
+    std::string account;              // who authenticated; empty: nobody
+    std::string offer;                // what EHLO announces
+    std::string password_digest;      // of the password being checked
+    std::string refusal_text;         // of the reply given last
+    uint64_t charged = 0;             // recipients of this transaction in the account's budgets
+    int64_t charged_at = 0;
+  };
+  std::unique_ptr<Auth> auth_;      // made when AUTH is first offered: most sessions have none
   PasswordJob* password_job_ = nullptr;
-  std::string password_digest_;     // of the password being checked
-  bool waiting_auth_ = false;       // the protocol waits for answer_auth()
   int64_t auth_refusal_at_ = 0;     // when the 535 is due; 0: none is
-  uint64_t charged_ = 0;            // recipients of this transaction in the account's budgets
-  int64_t charged_at_ = 0;
-  std::string refusal_text_;        // of the reply given last
+  bool waiting_auth_ = false;       // the protocol waits for answer_auth()
 
   bool peer_done_ = false;        // nothing more will come in
   bool draining_ = false;

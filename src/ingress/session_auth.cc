@@ -65,14 +65,16 @@ bool Session::may_authenticate() const {
 }
 
 std::string_view Session::auth_mechanisms() {
-  auth_offer_.clear();
-  if (!may_authenticate()) return auth_offer_;
+  if (!may_authenticate()) return {};
+  if (!auth_) auth_ = std::make_unique<Auth>();
+  std::string& offer = auth_->offer;
+  offer.clear();
   if (credentials()->has_scram()) {
-    if (stream_.tls() && !stream_.tls()->channel_binding().empty()) auth_offer_ += "SCRAM-SHA-256-PLUS ";
-    auth_offer_ += "SCRAM-SHA-256 ";
+    if (stream_.tls() && !stream_.tls()->channel_binding().empty()) offer += "SCRAM-SHA-256-PLUS ";
+    offer += "SCRAM-SHA-256 ";
   }
-  auth_offer_ += "PLAIN LOGIN";
-  return auth_offer_;
+  offer += "PLAIN LOGIN";
+  return offer;
 }
 
 smtp::Reply Session::auth_refusal() {
@@ -92,13 +94,13 @@ smtp::ServerPolicy::AuthStep Session::auth_begin(std::string_view mechanism, con
   // Sealed with what nobody outside knows, so that it cannot be foretold from the Io's numbers.
   static const std::string seal = auth::random_octets(auth::kDigestSize);
   std::string nonce = to_base64(auth::hmac_sha256(seal, fmt::format("{} {} {}", context_.io.random(), number_, now())));
-  exchange_.emplace(*found, auth::ServerExchange::Facts{nullptr, std::move(nonce), binding});
+  auth_->exchange.emplace(*found, auth::ServerExchange::Facts{nullptr, std::move(nonce), binding});
   Verifiers verifiers(*context_.accounts, *credentials());
-  exchange_->use(scram ? &verifiers : nullptr);
+  auth_->exchange->use(scram ? &verifiers : nullptr);
   std::optional<std::string_view> first;
   if (initial) first = *initial;
-  auto step = exchange_->begin(first);
-  exchange_->use(nullptr);
+  auto step = auth_->exchange->begin(first);
+  auth_->exchange->use(nullptr);
   return auth_step(std::move(step));
 }
 
@@ -108,13 +110,13 @@ smtp::ServerPolicy::AuthStep Session::auth_respond(std::string_view response) {
     return {smtp::replies::kAuthBusy, {}};
   }
   Verifiers verifiers(*context_.accounts, *credentials());
-  exchange_->use(&verifiers);
-  auto step = exchange_->respond(response);
-  exchange_->use(nullptr);
+  auth_->exchange->use(&verifiers);
+  auto step = auth_->exchange->respond(response);
+  auth_->exchange->use(nullptr);
   return auth_step(std::move(step));
 }
 
-void Session::auth_cancelled() { exchange_.reset(); }
+void Session::auth_cancelled() { auth_->exchange.reset(); }
 
 smtp::ServerPolicy::AuthStep Session::auth_step(auth::ServerExchange::Step step) {
   using Kind = auth::ServerExchange::Step::Kind;
@@ -122,16 +124,16 @@ smtp::ServerPolicy::AuthStep Session::auth_step(auth::ServerExchange::Step step)
     case Kind::challenge:
       return {{}, std::move(step.challenge)};
     case Kind::malformed:
-      exchange_.reset();
+      auth_->exchange.reset();
       return {smtp::replies::kAuthMalformed, {}};
     case Kind::check_password:
       return check_password();
     case Kind::proven:
     case Kind::refused: {
-      auto verdict = context_.accounts->check(parse_client(client_), exchange_->user(), now());
+      auto verdict = context_.accounts->check(parse_client(client_), auth_->exchange->user(), now());
       if (verdict != auth::Guard::Verdict::may_try) {
         ++context_.stats.auth_shut_out;
-        exchange_.reset();
+        auth_->exchange.reset();
         return {smtp::replies::kAuthBusy, {}};
       }
       return {conclude_auth(step.kind == Kind::proven, "wrong password or no such account"), {}};
@@ -142,29 +144,29 @@ smtp::ServerPolicy::AuthStep Session::auth_step(auth::ServerExchange::Step step)
 
 smtp::ServerPolicy::AuthStep Session::check_password() {
   Accounts& accounts = *context_.accounts;
-  const std::string& user = exchange_->user();
+  const std::string& user = auth_->exchange->user();
   if (accounts.check(parse_client(client_), user, now()) != auth::Guard::Verdict::may_try) {
     ++context_.stats.auth_shut_out;
-    exchange_.reset();
+    auth_->exchange.reset();
     return {smtp::replies::kAuthBusy, {}};
   }
   const config::Account* account = credentials()->find(user);
-  password_digest_.clear();
+  auth_->password_digest.clear();
   if (account) {
-    password_digest_ = accounts.digest(*account, exchange_->password());
-    if (accounts.was_right(password_digest_, now())) return {conclude_auth(true, {}), {}};
+    auth_->password_digest = accounts.digest(*account, auth_->exchange->password());
+    if (accounts.was_right(auth_->password_digest, now())) return {conclude_auth(true, {}), {}};
   }
   auto job = std::make_unique<PasswordJob>();
   // Nobody's password takes as long as somebody's.
   job->secret = account ? account->secret : credentials()->decoy();
-  job->password = exchange_->password();
+  job->password = auth_->exchange->password();
   job->mailbox = context_.mailbox;
   job->owner = this;
   job->done = &Session::on_password_checked;
   PasswordJob* waiting = job.get();
   if (!context_.passwords->submit(std::move(job))) {
     ++context_.stats.auth_busy;
-    exchange_.reset();
+    auth_->exchange.reset();
     return {smtp::replies::kAuthBusy, {}};
   }
   password_job_ = waiting;
@@ -176,7 +178,7 @@ void Session::on_password_checked(void* self, PasswordJob& job) {
   auto& session = *static_cast<Session*>(self);
   session.password_job_ = nullptr;
   if (!session.waiting_auth_ || session.state_ != State::talking) return;
-  const bool right = job.right && !session.password_digest_.empty();
+  const bool right = job.right && !session.auth_->password_digest.empty();
   smtp::Reply reply = session.conclude_auth(right, "wrong password or no such account");
   if (reply.code != kLater.code) session.answer_auth(reply);
 }
@@ -185,9 +187,9 @@ void Session::on_password_checked(void* self, PasswordJob& job) {
 smtp::Reply Session::conclude_auth(bool right, std::string_view reason) {
   Accounts& accounts = *context_.accounts;
   const reactor::Address client = parse_client(client_);
-  const std::string user = exchange_->user();
-  const std::string mechanism(to_string(exchange_->mechanism()));
-  exchange_.reset();
+  const std::string user = auth_->exchange->user();
+  const std::string mechanism(to_string(auth_->exchange->mechanism()));
+  auth_->exchange.reset();
   const config::Account* account = credentials() ? credentials()->find(user) : nullptr;
   if (right && account && !account->allows_network(client)) {
     // Not told apart from a wrong password: whoever has it from elsewhere need not know that it is right.
@@ -197,14 +199,14 @@ smtp::Reply Session::conclude_auth(bool right, std::string_view reason) {
   if (right && account) {
     ++context_.stats.auth_succeeded;
     accounts.succeeded(client, user, now());
-    if (!password_digest_.empty()) accounts.remember(password_digest_, now());
-    password_digest_.clear();
-    account_ = user;
+    if (!auth_->password_digest.empty()) accounts.remember(auth_->password_digest, now());
+    auth_->password_digest.clear();
+    auth_->account = user;
     log::debug("session {}: {} authenticated as {} by {}", number_, client_, printable(user), mechanism);
     return smtp::replies::kAuthOk;
   }
   ++context_.stats.auth_failed;
-  password_digest_.clear();
+  auth_->password_digest.clear();
   mail::Envelope envelope;
   envelope.account = printable(user);
   acceptance_.report_rejected(envelope, client_, smtp::replies::kAuthFailed, reason, number_, events::Stage::auth);
@@ -230,47 +232,50 @@ void Session::answer_auth(const smtp::Reply& reply) {
 void Session::forget_auth() {
   if (password_job_) password_job_->owner = nullptr;
   password_job_ = nullptr;
-  exchange_.reset();
-  account_.clear();
-  password_digest_.clear();
+  auth_.reset();
   waiting_auth_ = false;
   auth_refusal_at_ = 0;
+}
+
+const std::string& Session::account_name() const {
+  static const std::string nobody;
+  return auth_ ? auth_->account : nobody;
 }
 
 // ---- what an account may do
 
 smtp::Reply Session::check_account(const mail::Envelope& envelope) {
-  protocol_->envelope().account = account_;
-  const config::Account* account = find_account(*settings_, account_);
+  protocol_->envelope().account = account_name();
+  const config::Account* account = find_account(*settings_, account_name());
   auto refuse = [&](const smtp::Reply& reply, std::string_view reason) {
     ++context_.stats.rejected_account;
     acceptance_.report_rejected(envelope, client_, reply, reason, number_, events::Stage::mail);
     return reply;
   };
   if (!account) return refuse(kAccountGone, "account not in --credentials any more");
-  if (context_.accounts->frozen(account_)) return refuse(kFrozen, "account is frozen");
+  if (context_.accounts->frozen(account_name())) return refuse(kFrozen, "account is frozen");
   if (!account->allows_network(parse_client(client_))) return refuse(kNetworkRefused, "network not allowed for the account");
   if (!account->allows_sender(envelope.reverse_path)) return refuse(kSenderRefused, "sender not allowed for the account");
   return {};
 }
 
 smtp::Reply Session::check_recipient(const mail::Envelope& envelope, const mail::Recipient&) {
-  if (account_.empty()) return {};
-  const config::Account* account = find_account(*settings_, account_);
+  if (account_name().empty()) return {};
+  const config::Account* account = find_account(*settings_, account_name());
   if (!account) return {};
   auto refusal = context_.accounts->charge(*account, now(), context_.io.wall_ms());
   if (!refusal) {
     if (account->recipients_per_hour == 0 && account->recipients_per_day == 0) return {};
-    ++charged_;
-    charged_at_ = now();
+    ++auth_->charged;
+    auth_->charged_at = now();
     return {};
   }
   ++context_.stats.rejected_account;
   char time[events::kTimeSize];
   events::format_time(refusal->until_ms, time);
-  refusal_text_ = fmt::format("{} recipients per {} are used up for this account; more from {} on", refusal->limit,
+  auth_->refusal_text = fmt::format("{} recipients per {} are used up for this account; more from {} on", refusal->limit,
                               refusal->budget, std::string_view(time, sizeof time));
-  smtp::Reply reply{452, {4, 7, 1}, refusal_text_};
+  smtp::Reply reply{452, {4, 7, 1}, auth_->refusal_text};
   acceptance_.report_rejected(envelope, client_, reply, "the account's budget", number_, events::Stage::rcpt);
   return reply;
 }
@@ -278,8 +283,8 @@ smtp::Reply Session::check_recipient(const mail::Envelope& envelope, const mail:
 void Session::transaction_dropped() { refund(); }
 
 void Session::refund() {
-  if (charged_ == 0) return;
-  context_.accounts->refund(account_, std::exchange(charged_, 0), charged_at_, now());
+  if (!auth_ || auth_->charged == 0) return;
+  context_.accounts->refund(auth_->account, std::exchange(auth_->charged, 0), auth_->charged_at, now());
 }
 
 }  // namespace millrace::ingress

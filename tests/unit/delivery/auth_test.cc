@@ -64,7 +64,8 @@ class AuthTest : public ConnectionTest {
         const size_t blank = line.find(' ', 5);
         const auto mechanism = auth::find_mechanism(line.substr(5, blank == line.npos ? blank : blank - 5));
         if (!mechanism) return "504 5.5.4 what\r\n";
-        exchange_.emplace(*mechanism, auth::ServerExchange::Facts{&verifier_, "servernonce", session.stream.tls()->channel_binding()});
+        exchange_.emplace(*mechanism, auth::ServerExchange::Facts{&verifier_, "servernonce",
+                                                                 mechanisms.find("PLUS") == mechanisms.npos ? std::string() : session.stream.tls()->channel_binding()});
         return step(blank == line.npos ? exchange_->begin(std::nullopt) : exchange_->begin(*from_base64(line.substr(blank + 1))));
       }
       if (exchange_) return step(exchange_->respond(*from_base64(line)));
