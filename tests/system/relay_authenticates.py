@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 """AUTH with the programs of others. As clients: swaks, curl, Python's smtplib, nodemailer, gsasl (SCRAM, bound to the
-connection and not), Postfix. As a smarthost: Postfix with Cyrus SASL. And what an account may do, reloads, guesses."""
+connection and not), Postfix. As smarthosts: aiosmtpd and a second Millrace. And what an account may do, reloads, guesses."""
 import base64
 import json
 import os
 import pathlib
-import shutil
 import signal
 import smtplib
 import socket
@@ -14,7 +13,7 @@ import subprocess
 import threading
 
 import peers
-from harness import BUILD, SCRATCH, Relay, check, dns, equal, eventually, find, isolate, log_of, need, run, sink
+from harness import BUILD, SCRATCH, Relay, check, dns, equal, eventually, find, isolate, log_of, need, run, sink, spawn, wait_for_greeting
 
 PASSWORD = 'correct horse, battery'
 ACCOUNTS = SCRATCH / 'accounts.toml'
@@ -220,54 +219,71 @@ def postfix_in_front(mine):
     return 3
 
 
-def postfix_as_smarthost():
-    """It lets nobody in without a password, by Cyrus SASL and its own table of them."""
-    address = '45.0.2.1'
-    peers.add_address(address)
+AIOSMTPD = """
+import asyncio, ssl, sys
+from aiosmtpd.controller import Controller
+from aiosmtpd.handlers import Mailbox
+from aiosmtpd.smtp import AuthResult
+chain, key, box, user, password = sys.argv[1:]
+def authenticate(server, session, envelope, mechanism, data):
+    good = (data.login, data.password) == (user.encode(), password.encode())
+    return AuthResult(success=good, auth_data=data if good else None, handled=False)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(chain, key)
+Controller(Mailbox(box), hostname='45.0.2.1', port=25, tls_context=context, require_starttls=True, auth_required=True,
+           authenticator=authenticate).start()
+asyncio.new_event_loop().run_forever()
+"""
+
+
+def to_smarthosts():
+    """aiosmtpd, which has PLAIN and LOGIN, and a second Millrace, which has all."""
+    for address in ('45.0.2.1', '45.0.2.3'):
+        peers.add_address(address)
     theirs = certificate('smart', 'smart.test')
-    sasl = SCRATCH / 'sasl'
-    sasl.mkdir()
-    (sasl / 'smtpd.conf').write_text(f'pwcheck_method: auxprop\nauxprop_plugin: sasldb\nsasldb_path: {sasl}/db\n'
-                                     'mech_list: PLAIN LOGIN SCRAM-SHA-256\n')
-    subprocess.run([find('saslpasswd2'), '-p', '-f', sasl / 'db', '-u', 'receiver.test', 'relay'], input=PASSWORD, text=True, check=True)
-    shutil.chown(sasl / 'db', 'postfix')
-    behind = peers.Postfix(address, name='smart', settings=f'smtpd_tls_security_level = encrypt\nsmtpd_tls_cert_file = {theirs[0]}\n'
-                           f'smtpd_tls_key_file = {theirs[1]}\nsmtpd_sasl_auth_enable = yes\ncyrus_sasl_config_path = {sasl}\n'
-                           'smtpd_sasl_local_domain = receiver.test\nsmtpd_client_restrictions = permit_sasl_authenticated, reject\n'
-                           'smtpd_sasl_authenticated_header = yes\nsmtpd_tls_received_header = yes\n')
-    server = dns({'test': f'smart A {address}\n'})
+    server = dns({'test': 'smart A 45.0.2.1\nours A 45.0.2.3\n'})
+    box = SCRATCH / 'box'
+    other = spawn(['/usr/bin/python3', '-c', AIOSMTPD, theirs[0], theirs[1], box, 'relay@receiver.test', PASSWORD], 'smart')
+    wait_for_greeting(25, 60, lambda: other.poll() is None, '45.0.2.1')
+    ours_certificate = certificate('ours', 'ours.test')
+    passwd('relay@receiver.test', PASSWORD)
+    receiver = sink()
+    ours = Relay('--listen', '45.0.2.3:25', '--tls-certificate', ours_certificate[0], '--tls-key', ours_certificate[1], '--credentials',
+                 ACCOUNTS, '--relay-from', '192.0.2.1', '--smarthost', '127.0.0.1:2600', port=2700, name='ours').start()
+    authorities = SCRATCH / 'authorities.pem'
+    authorities.write_bytes(theirs[0].read_bytes() + ours_certificate[0].read_bytes())
     hops = SCRATCH / 'hops.toml'
 
-    def relay_with(name, password, more='', ca=theirs[0]):
-        hops.write_text(f'[next-hop."smart.test"]\nuser = "relay@receiver.test"\npassword = "{password}"\n{more}\n')
-        return Relay('--smarthost', 'smart.test:25', '--next-hop-credentials', hops, '--tls-ca-file', ca, '--dns-server', server,
-                     '--hold', '1s', '--drain-timeout', '1s', name=name).start()
-
-    def submit():
+    def relay_with(name, host, password, more='', ca=authorities):
+        hops.write_text(f'[next-hop."{host}"]\nuser = "relay@receiver.test"\npassword = "{password}"\n{more}\n')
+        relay = Relay('--smarthost', f'{host}:25', '--next-hop-credentials', hops, '--tls-ca-file', ca, '--dns-server', server,
+                      '--hold', '1s', '--drain-timeout', '1s', name=name).start()
         subprocess.run([find('swaks'), '--server', '127.0.0.1:2500', '--from', 'a@sender.test', '--to', 'box@receiver.test'], check=True,
                        capture_output=True, timeout=60)
-    stored = 0
-    for mechanism in ('SCRAM-SHA-256', 'PLAIN', 'LOGIN'):
-        relay = relay_with(f'to-smart-{mechanism.lower()}', PASSWORD, f'mechanisms = ["{mechanism}"]')
-        submit()
-        stored += 1
-        eventually(lambda: len(behind.stored()) == stored, 60, f'Postfix has stored what came by {mechanism}')
-        check(b'Authenticated sender: relay' in behind.stored()[-1], 'Postfix knows who sent it')
+        return relay
+
+    for host, mechanism in (('smart.test', 'PLAIN'), ('smart.test', 'LOGIN'), ('ours.test', 'SCRAM-SHA-256'),
+                            ('ours.test', 'SCRAM-SHA-256-PLUS'), ('ours.test', 'LOGIN')):
+        relay = relay_with(f'to-{host}-{mechanism.lower()}', host, PASSWORD, f'mechanisms = ["{mechanism}"]')
+        eventually(lambda: len(relay.events('delivered')) == 1, 60, f'{host} has let us in by {mechanism}')
         relay.stop()
-    # The wrong password, and a smarthost that cannot be verified: mail waits, and nothing is said.
-    relay = relay_with('to-smart-wrong', 'wrong')
-    submit()
-    event = eventually(lambda: [e for e in relay.events('queue') if e.get('stage') == 'auth'], 60, 'a refusal is an event')[0]
-    equal(event['code'], 535, f'{event}')
-    check('does not let us in' in log_of('to-smart-wrong'), 'and a line in the log')
-    equal([e for e in relay.events() if e['type'] in ('bounced', 'deferred')], [], 'the mail is not blamed')
-    relay.stop()
-    relay = relay_with('to-smart-unverified', PASSWORD, ca='/etc/ssl/certs/ca-certificates.crt')
-    submit()
-    event = eventually(lambda: relay.events('queue'), 60, 'an unverified smarthost is an event')[0]
-    equal(event['stage'], 'starttls', f'{event}')
-    relay.stop()
-    equal(len(behind.stored()), stored, 'nothing more has come')
+    equal(len(list((box / 'new').iterdir())), 2, 'what aiosmtpd has stored')
+    equal([e['account'] for e in ours.events('received')], 3 * ['relay@receiver.test'], 'whose mail it is')
+    # The wrong password, and smarthosts that cannot be verified: mail waits, and nothing is said.
+    for host in ('smart.test', 'ours.test'):
+        relay = relay_with(f'wrong-{host}', host, 'wrong')
+        event = eventually(lambda: [e for e in relay.events('queue') if e.get('stage') == 'auth'], 60, 'a refusal is an event')[0]
+        equal(event['code'], 535, f'{event}')
+        check('does not let us in' in log_of(f'wrong-{host}'), 'and a line in the log')
+        equal([e for e in relay.events() if e['type'] in ('bounced', 'deferred')], [], 'the mail is not blamed')
+        relay.stop()
+        relay = relay_with(f'unverified-{host}', host, PASSWORD, ca='/etc/ssl/certs/ca-certificates.crt')
+        event = eventually(lambda: relay.events('queue'), 60, 'an unverified smarthost is an event')[0]
+        equal(event['stage'], 'starttls', f'{event}')
+        relay.stop()
+    equal(len(list((box / 'new').iterdir())), 2, 'nothing more has come')
+    ours.stop()
+    equal(receiver.finish()['messages'], 3, 'what came through the second relay')
 
 
 def test():
@@ -289,8 +305,7 @@ def test():
     no_secret_is_told(relay)
     relay.stop()
     equal(receiver.finish()['messages'], sent, 'what arrived')
-    if peers.POSTFIX.exists() and find('saslpasswd2'):
-        postfix_as_smarthost()
+    to_smarthosts()
 
 
 if __name__ == '__main__':
