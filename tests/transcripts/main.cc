@@ -88,7 +88,10 @@ int run(const Options& options) {
         fmt::print("{}\n", parsed.error().text);
         return 2;
       }
-      for (Scenario& scenario : *parsed) scenarios.push_back(std::move(scenario));
+      for (Scenario& scenario : *parsed) {
+        scenario.folder = std::filesystem::absolute(path).parent_path().string();
+        scenarios.push_back(std::move(scenario));
+      }
     }
   }
   if (options.list) {

@@ -1,6 +1,5 @@
 #include "player.h"
 
-#include <filesystem>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -127,7 +126,7 @@ std::string Player::names(std::string_view source) const {
   replace("{relay}", stage_.relay_address());
   for (unsigned n = 1; n <= kHosts; ++n) replace(fmt::format("{{@{}}}", n), stage_.host_address(n));
   for (unsigned n : {1u, 2u, 3u, 20u}) replace(fmt::format("{{client{}}}", n), stage_.client_address(n));
-  replace("{files}", (std::filesystem::absolute(scenario_.file).parent_path() / "files").string());
+  replace("{files}", scenario_.folder + "/files");
   return out;
 }
 

@@ -23,6 +23,7 @@ struct Step {
 
 struct Scenario {
   std::string file, name;
+  std::string folder;              // that the file lies in; set by who has read it
   unsigned line = 0;
   std::set<unsigned> rows;         // of the checklist, named by comments of the file's head and its own
   std::vector<std::string> flags;  // of the relay
