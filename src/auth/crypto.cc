@@ -24,7 +24,7 @@ word32 size_of(std::string_view text) { return static_cast<word32>(text.size());
 
 std::string sha256(std::string_view data) {
   std::string digest(kDigestSize, '\0');
-  Sha256 state;
+  wc_Sha256 state;
   ASSERT(wc_InitSha256(&state) == 0);
   ASSERT(wc_Sha256Update(&state, octets(data), size_of(data)) == 0);
   ASSERT(wc_Sha256Final(&state, octets(digest)) == 0);
