@@ -146,10 +146,14 @@ class SimWorld {
   SimDisk& disk(HostId host);
   // Sockets, listeners and files that the host's process has open, to find leaks.
   size_t open_handles(HostId host) const;
-  // The peer of each connection that the host's process has begun and not closed, to check limits with.
-  void each_outbound(HostId host, const std::function<void(const Address& peer)>& call) const;
-  // Called when a process of the host begins a connection, to check rates with.
-  void on_connect(std::function<void(HostId host, const Address& peer)> call);
+  // Both ends of each connection that the host's process has begun and not closed, to check limits with.
+  void each_outbound(HostId host, const std::function<void(const Address& local, const Address& peer)>& call) const;
+  // Called when a process of a host begins a connection, to check rates with. `local` is empty unless it chose one.
+  void on_connect(std::function<void(HostId host, const Address& local, const Address& peer)> call);
+  // Called with what the network takes of a send, on a connection that the host has begun. `number` tells connections
+  // apart.
+  void on_send(std::function<void(HostId host, uint64_t number, const Address& local, const Address& peer,
+                                  std::string_view octets)> call);
 
  private:
   bool step(int64_t deadline_ns);

@@ -249,7 +249,7 @@ size_t SimWorld::open_handles(HostId host) const {
   return total;
 }
 
-void SimWorld::each_outbound(HostId host, const std::function<void(const Address&)>& call) const {
+void SimWorld::each_outbound(HostId host, const std::function<void(const Address&, const Address&)>& call) const {
   core_->net->each_outbound(host, call);
 }
 
@@ -276,8 +276,13 @@ void SimWorld::set_single_fault(const std::optional<SingleFault>& fault) {
 }
 uint64_t SimWorld::single_faults() const { return core_->single_faults; }
 
-void SimWorld::on_connect(std::function<void(HostId, const Address&)> call) {
+void SimWorld::on_connect(std::function<void(HostId, const Address&, const Address&)> call) {
   core_->on_connect = std::move(call);
+}
+
+void SimWorld::on_send(
+    std::function<void(HostId, uint64_t, const Address&, const Address&, std::string_view)> call) {
+  core_->on_send = std::move(call);
 }
 
 void SimWorld::crash(HostId host, Crash kind) {

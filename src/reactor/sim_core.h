@@ -9,6 +9,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -109,7 +110,8 @@ class SimCore {
   std::vector<SimHost> hosts;
   std::vector<SimIo*> ios;  // all that exist, of crashed processes too
   std::unique_ptr<SimNet> net;
-  std::function<void(HostId, const Address&)> on_connect;
+  std::function<void(HostId, const Address&, const Address&)> on_connect;
+  std::function<void(HostId, uint64_t, const Address&, const Address&, std::string_view)> on_send;
   std::optional<SingleFault> single_fault;
   uint64_t single_calls = 0, single_faults = 0;
   // The error with which this call of the host is to fail, or 0.

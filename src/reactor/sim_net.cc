@@ -307,11 +307,11 @@ Result<Address> SimNet::peer_address(uint32_t index, uint8_t side) const {
   return c.sides[1 - side].address;
 }
 
-void SimNet::each_outbound(HostId host, const std::function<void(const Address&)>& call) const {
+void SimNet::each_outbound(HostId host, const std::function<void(const Address&, const Address&)>& call) const {
   for (const auto& c : connections_) {
     if (c->state != Connection::State::connecting && c->state != Connection::State::established) continue;
     const Side& side = c->sides[0];
-    if (side.host == host && side.io != nullptr && !side.closed) call(c->target);
+    if (side.host == host && side.io != nullptr && !side.closed) call(side.address, c->target);
   }
 }
 
@@ -330,7 +330,7 @@ void SimNet::start_connect(OpRecord& record, const Address& peer) {
   c.connect_started = core_.now;
   c.target = peer;
   Side& me = c.sides[0];
-  if (core_.on_connect) core_.on_connect(me.host, peer);
+  if (core_.on_connect) core_.on_connect(me.host, me.address, peer);
   HostId host;
   bool known = host_of(peer, me.host, &host);
   c.local = known && host == me.host;
@@ -500,7 +500,13 @@ void SimNet::on_progress(OpRecord& record) {
   size_t left = taken;
   for (const iovec& part : record.parts) {
     size_t n = std::min(left, part.iov_len);
-    if (n > 0) out.push(static_cast<const char*>(part.iov_base), n);
+    if (n > 0) {
+      out.push(static_cast<const char*>(part.iov_base), n);
+      if (core_.on_send && record.side == 0) {
+        core_.on_send(me.host, uint64_t{c.generation} << 32 | index, me.address, c.target,
+                      {static_cast<const char*>(part.iov_base), n});
+      }
+    }
     left -= n;
   }
   me.send = {};

@@ -43,7 +43,7 @@ class SimNet {
   void fall_silent(SimIo& io);
   void close_all(SimIo& io);
   void set_link(HostId a, HostId b, bool up);
-  void each_outbound(HostId host, const std::function<void(const Address&)>& call) const;
+  void each_outbound(HostId host, const std::function<void(const Address&, const Address&)>& call) const;
 
   // ---- events
   void on_progress(OpRecord& record);  // of a send

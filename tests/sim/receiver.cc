@@ -58,10 +58,12 @@ class Receiver::Session final : public net::StreamOwner {
 
   void on_data(char* data, size_t size, reactor::BufferRef) override {
     wait_for_command();
-    if (quit_) return;
+    if (quit_ || starting_tls_) return;
     in_.append(data, size);
     parse();
   }
+
+  void on_secure() override { ++receiver_.handshakes_total; }
 
   void on_sent() override {
     sending_.clear();
@@ -91,7 +93,7 @@ class Receiver::Session final : public net::StreamOwner {
 
   void parse() {
     size_t at = 0;
-    while (!quit_ && !stream_.closing()) {
+    while (!quit_ && !starting_tls_ && !stream_.closing()) {
       if (chunk_left_ > 0 || chunk_open_) {
         size_t n = std::min<uint64_t>(chunk_left_, in_.size() - at);
         message_.content.append(in_, at, n);
@@ -140,6 +142,7 @@ class Receiver::Session final : public net::StreamOwner {
       if (behaviour.pipelining) text += "250-PIPELINING\r\n";
       if (behaviour.chunking) text += "250-CHUNKING\r\n";
       if (behaviour.dsn) text += "250-DSN\r\n";
+      if (behaviour.tls && !stream_.tls()) text += "250-STARTTLS\r\n";
       text += fmt::format("250-SIZE {}\r\n250-ENHANCEDSTATUSCODES\r\n250 8BITMIME\r\n", behaviour.size);
       forget();
       reply(std::move(text));
@@ -163,6 +166,12 @@ class Receiver::Session final : public net::StreamOwner {
     } else if (begins_with(line, "RSET")) {
       forget();
       reply("250 2.0.0 ok\r\n");
+    } else if (begins_with(line, "STARTTLS") && behaviour.tls && !stream_.tls()) {
+      if (chance(behaviour.refuse_tls)) return reply("454 4.7.0 not now\r\n");
+      forget();
+      starting_tls_ = true;
+      reset_after_send_ = chance(behaviour.break_tls);
+      reply("220 2.0.0 go ahead\r\n");
     } else if (begins_with(line, "NOOP")) {
       reply("250 2.0.0 ok\r\n");
     } else if (begins_with(line, "QUIT")) {
@@ -176,6 +185,7 @@ class Receiver::Session final : public net::StreamOwner {
   void recipient(std::string path) {
     const ReceiverBehaviour& behaviour = receiver_.behaviour;
     if (!have_mail_) return reply("503 5.5.1 MAIL first\r\n");
+    if (!std::exchange(have_recipient_, true) && receiver_.on_transaction) receiver_.on_transaction(path);
     if (behaviour.recipients_most > 0 && message_.recipients.size() >= behaviour.recipients_most) {
       return reply("452 4.5.3 too many recipients\r\n");
     }
@@ -245,7 +255,7 @@ class Receiver::Session final : public net::StreamOwner {
 
   void forget() {
     message_ = {};
-    have_mail_ = false;
+    have_mail_ = have_recipient_ = false;
   }
 
   // Replies leave in order, after a delay.
@@ -273,6 +283,11 @@ class Receiver::Session final : public net::StreamOwner {
     waiting_.clear();
     iovec part{sending_.data(), sending_.size()};
     stream_.send({&part, 1});
+    // Nothing but the 220 was waiting: what the relay said after STARTTLS was not listened to.
+    if (!starting_tls_ || reset_after_send_) return;
+    starting_tls_ = false;
+    in_.clear();
+    stream_.start_tls(tls::Engine::accept(receiver_.behaviour.tls));
   }
 
   Receiver& receiver_;
@@ -284,11 +299,13 @@ class Receiver::Session final : public net::StreamOwner {
   std::vector<ReceivedMessage> replied_;
   uint64_t chunk_left_ = 0;
   bool have_mail_ = false;
+  bool have_recipient_ = false;
   bool in_data_ = false;
   bool chunk_open_ = false;
   bool chunk_last_ = false;
   bool quit_ = false;
   bool reset_after_send_ = false;
+  bool starting_tls_ = false;
   bool broken_ = false;
   bool quit_seen_ = false;
   const uint64_t number_;

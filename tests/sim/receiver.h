@@ -2,7 +2,7 @@
 // rates it is given, and keeps what it got. Its own parser, deliberately simple and apart from src/smtp, so
 // that a mistake there does not cancel out.
 //
-// Limits: no TLS, no AUTH; a command line over 4 KiB ends the session.
+// Limits: no AUTH; a command line over 4 KiB ends the session.
 #pragma once
 
 #include <cstdint>
@@ -37,6 +37,9 @@ struct ReceiverBehaviour {
   double drop_unreplied = 0;    // takes the message and goes without a reply
   double drop_replied = 0;      // replies 250 and resets at once: the reply may be lost
   double drop_anywhere = 0;     // per command: closes
+  std::shared_ptr<tls::ServerContext> tls;  // offered when there is one
+  double refuse_tls = 0;        // 454 to STARTTLS
+  double break_tls = 0;         // 220 to STARTTLS, and then it closes
   unsigned recipients_most = 0;  // of a transaction: 452 past it; 0: no limit
   unsigned messages_most = 0;   // closes without a word after so many; 0: never
   int64_t patience_ns = 60'000'000'000;  // without a word from the relay, then it closes
@@ -67,6 +70,8 @@ class Receiver final : private net::ListenerOwner {
   ReceiverBehaviour behaviour;
   // Called when the fate of a copy is known: after its connection has ended, for one that was replied to.
   std::function<void(const ReceivedMessage&)> on_message;
+  // Called at the first RCPT of each transaction.
+  std::function<void(const std::string& recipient)> on_transaction;
   // Called when a recipient is refused for good: 5xx to RCPT, or to the end of data.
   std::function<void(const std::string& recipient)> on_refused;
   // What it saw.
@@ -74,6 +79,7 @@ class Receiver final : private net::ListenerOwner {
   size_t connections_most = 0;
   size_t connections_total = 0;
   size_t messages_total = 0;
+  size_t handshakes_total = 0;
   size_t messages_on_connection_most = 0;  // transactions that came to the end of data
 
  private:

@@ -72,6 +72,11 @@ void Sender::say(std::string text) {
   stream_.send({&part, 1});
 }
 
+void Sender::on_secure() {
+  state_ = State::hello;
+  say("EHLO sender.example\r\n");
+}
+
 void Sender::on_sent() {
   sending_.clear();
   if (!out_.empty()) {
@@ -107,7 +112,17 @@ void Sender::reply(unsigned code, std::string_view text) {
       return;
     case State::hello:
       if (code != 250) return go(false);
+      if (behaviour.tls && !stream_.tls()) {
+        state_ = State::start_tls;
+        say("STARTTLS\r\n");
+        return;
+      }
       begin_message();
+      return;
+    case State::start_tls:
+      if (code != 220) return go(false);
+      state_ = State::securing;
+      stream_.start_tls(tls::Engine::connect(behaviour.tls, {.session_key = "relay"}));
       return;
     case State::envelope: {
       const Job& job = jobs_.front();

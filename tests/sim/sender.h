@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,6 +25,7 @@ struct SenderBehaviour {
   int64_t retry_ns = 1'000'000'000;
   int64_t patience_ns = 60'000'000'000;  // without a word from the relay, then it resets
   size_t messages_per_connection = 10;
+  std::shared_ptr<tls::ClientContext> tls;  // STARTTLS first, when there is one
   // Chances, per message.
   double drop_in_data = 0;     // goes in the middle of the content, and tries again
   double drop_after_data = 0;  // sends the end of data and resets without waiting for the reply
@@ -52,7 +54,7 @@ class Sender final : private net::StreamOwner {
 
  private:
   enum class State : uint8_t {
-    idle, waiting, connecting, greeting, hello, envelope, content, end, quit, closing
+    idle, waiting, connecting, greeting, hello, start_tls, securing, envelope, content, end, quit, closing
   };
   struct Job {
     uint64_t number;
@@ -63,6 +65,7 @@ class Sender final : private net::StreamOwner {
   };
 
   void on_data(char* data, size_t size, reactor::BufferRef buffer) override;
+  void on_secure() override;
   void on_sent() override;
   void on_end(int error) override;
   void on_closed() override;

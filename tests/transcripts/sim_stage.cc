@@ -112,7 +112,7 @@ class SimStage final : public Stage {
   bool relay_is_connected_to(unsigned host) override {
     bool found = false;
     const std::string address = host_address(host);
-    world_.each_outbound(relay_host_, [&](const reactor::Address& peer) { found = found || peer.host_string() == address; });
+    world_.each_outbound(relay_host_, [&](const reactor::Address&, const reactor::Address& peer) { found = found || peer.host_string() == address; });
     return found;
   }
 
