@@ -1096,7 +1096,9 @@ void Scheduler::lane_closed(Lane& lane, const LaneEnd& end) {
 
 void Scheduler::hold_site(Site& site, unsigned source, const LaneEnd& end, int64_t begun) {
   LaneGroup& group = site.groups[source];
-  bool about_pair = group.pair_hold && (end.scope == events::Scope::source || end.scope == events::Scope::provider);
+  // A reply speaks for the whole provider; silence and broken connections are this site's.
+  bool about_pair = group.pair_hold && end.code != 0 &&
+                    (end.scope == events::Scope::source || end.scope == events::Scope::provider);
   shaping::Hold& hold = about_pair ? *group.pair_hold : group.hold;
   bool was_held = hold.active(now());
   std::string why = end.reply.empty() ? std::string(to_string(end.stage)) + " failed" : end.reply;

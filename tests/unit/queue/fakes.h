@@ -137,6 +137,7 @@ class FakeAgent final : public Agent {
     return found;
   };
   std::optional<LaneEnd> fail_connect;
+  std::function<std::optional<LaneEnd>(const Site&)> fails;  // of some sites
 
   void finish_all() {
     hold_attempts = false;
@@ -157,8 +158,9 @@ class FakeAgent final : public Agent {
     }
     for (size_t i = 0; i < lanes.size(); ++i) {
       FakeLane& lane = *lanes[i];
-      if (!lane.ready && fail_connect) {
-        close(i--, *fail_connect);
+      std::optional<LaneEnd> failure = fails ? fails(*lane.site) : fail_connect;
+      if (!lane.ready && failure) {
+        close(i--, *failure);
         continue;
       }
       if (!lane.ready) {

@@ -352,6 +352,29 @@ TEST_F(LimitsTest, AReplyAboutTheSourceHoldsTheProviderOnEveryShardAndNothingEls
   EXPECT_EQ(queued(), 0u);
 }
 
+// A host that says nothing is its site's trouble: the provider's others go on, and have the slots meanwhile.
+TEST_F(LimitsTest, SilenceHoldsItsSiteAndNotTheProvider) {
+  config_.hold_ms = {1000};
+  build(2, "[provider.big]\nmx = [\"*.big.example\"]\n[provider.big.total]\nconnections = 1\n");
+  route_all_to(".big.example", true);
+  for (auto& shard : shards_) {
+    shard->agent->fails = [](const Site& site) -> std::optional<LaneEnd> {
+      if (!site.key.starts_with("silent")) return std::nullopt;
+      LaneEnd end;
+      end.cause = LaneEnd::Cause::failed;
+      end.stage = events::Stage::greeting;
+      end.reply = "time-out while waiting for the greeting";
+      return end;
+    };
+  }
+  enqueue(0, "silent.example");
+  run(kSecond / 2);
+  for (unsigned i = 0; i < 8; ++i) enqueue(i % 2, "d" + std::to_string(i % 3) + ".example");
+  run(10 * kSecond);
+  EXPECT_EQ(sent_.size(), 8u);
+  EXPECT_EQ(queued(), 1u);
+}
+
 TEST_F(LimitsTest, ALineBacksOffTheProviderUntilItIsQuietAgain) {
   build(2, "[provider.big]\nmx = [\"*.big.example\"]\n[provider.big.backoff]\nattempt-rate = \"6/m\"\nnormal-after = \"10m\"\n");
   route_all_to(".big.example", true);
