@@ -74,7 +74,8 @@ bool Scheduler::matches(const Item& item, const Filter& filter) const {
       return false;
     }
   }
-  return item.id.time_ms() < filter.before_ms;
+  // No later mail has the same id, whatever the clock did meanwhile.
+  return !filter.id.empty() || item.id.time_ms() < filter.before_ms;
 }
 
 bool Scheduler::paused(const Item& item) const {
