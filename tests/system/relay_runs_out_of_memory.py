@@ -14,8 +14,8 @@ import struct
 import threading
 import time
 
-from harness import BUILD, LONG, SCRATCH, Relay, check, equal, eventually, isolate, log_of, need, run, skip
-from relay_speaks_tls import certificate, flags
+from harness import (BUILD, LONG, SCRATCH, Relay, certificate, certificate_flags, check, equal, eventually, isolate, log_of, need, run,
+                     skip)
 
 SHIM = BUILD / 'tests/system/fail_allocation.so'
 ROUNDS = 2000 if LONG else 30             # of each kind, and once or from then on
@@ -105,7 +105,7 @@ class Rounds:
         self.counts = SCRATCH / 'allocations'
         self.relay = Relay('--smarthost', '127.0.0.1:2600', '--retry', '1s', '--retry-uncertain', '1s', '--hold', '1s',
                            '--shards', 1, '--memory', '64M', '--segment-size', '1M', '--spool-reserve', '2M',
-                           '--max-message-size', '200000', *flags(pair))
+                           '--max-message-size', '200000', *certificate_flags(pair))
         self.ended, self.went_on = 0, 0
 
     def one(self, **fault):
