@@ -143,8 +143,9 @@ class Rounds:
         if process.returncode == 0:
             self.went_on += 1
         else:
-            # The C library ends the process itself where it has no error to return.
-            wanted = -signal.SIGABRT if 'Fatal glibc error' in log else 1
+            # The C library ends the process itself where it has no error to return; a file of a flag that cannot be
+            # read is an error of the configuration.
+            wanted = -signal.SIGABRT if 'Fatal glibc error' in log else 2 if log.startswith('millrace: --') or '\nmillrace: --' in log else 1
             equal(process.returncode, wanted, f'{fault}: exit code; it said: {log[-2000:]}')
             check('memory' in log, f'{fault}: it does not name its end: {log[-2000:]}')
             self.ended += 1
