@@ -354,7 +354,7 @@ TEST_F(LimitsTest, AReplyAboutTheSourceHoldsTheProviderOnEveryShardAndNothingEls
 
 // A host that says nothing is its site's trouble: the provider's others go on, and have the slots meanwhile.
 TEST_F(LimitsTest, SilenceHoldsItsSiteAndNotTheProvider) {
-  config_.hold_ms = {1000};
+  config_.hold_ms = {60'000};
   build(2, "[provider.big]\nmx = [\"*.big.example\"]\n[provider.big.total]\nconnections = 1\n");
   route_all_to(".big.example", true);
   for (auto& shard : shards_) {
