@@ -56,7 +56,9 @@ def isolate():
     """Moves this process and its children into a network namespace with loopback only."""
     if os.geteuid() != 0:
         skip('needs root, for a network namespace')
-    if ctypes.CDLL(None, use_errno=True).unshare(0x40000000) != 0:  # CLONE_NEWNET
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what daemons leave behind becomes ours (see end_orphans)
+    if libc.unshare(0x40000000) != 0:  # CLONE_NEWNET
         skip(f'no network namespace: {os.strerror(ctypes.get_errno())}')
     if subprocess.run([find('ip'), 'link', 'set', 'lo', 'up']).returncode != 0:
         skip('loopback cannot be brought up')
@@ -180,12 +182,12 @@ def finish_load(process, seconds=480):
     return report
 
 
-def certificate(name, host):
-    """The flags that give a program a certificate for this host."""
+def certificate(name, host, *others):
+    """Chain and key of a new certificate for this host; `others`: more subjectAltNames, as openssl takes them."""
     os.chmod(SCRATCH, 0o755)
     chain, key = SCRATCH / f'{name}.pem', SCRATCH / f'{name}.key'
     subprocess.run([find('openssl'), 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes',
-                    '-days', '30', '-subj', f'/CN={host}', '-addext', f'subjectAltName=DNS:{host}', '-keyout', key,
+                    '-days', '30', '-subj', f'/CN={host}', '-addext', 'subjectAltName=' + ','.join((f'DNS:{host}', *others)), '-keyout', key,
                     '-out', chain], check=True, capture_output=True)
     return chain, key
 
@@ -229,6 +231,23 @@ def dns(zones, port=5300):
     return server
 
 
+def end_orphans():
+    """Ends what programs have left behind, such as Postfix's own daemons."""
+    for _ in range(100):
+        left = []
+        for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
+            try:
+                if int(path.read_text().rpartition(')')[2].split()[1]) == os.getpid():
+                    left.append(int(path.parent.name))
+            except OSError:
+                pass  # it has ended meanwhile
+        if not left:
+            return
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
 def run(test):
     """Runs the test and takes everything down, in success and in failure."""
     try:
@@ -246,4 +265,5 @@ def run(test):
             if process.poll() is None:
                 process.kill()
                 process.wait()
+        end_orphans()
         shutil.rmtree(SCRATCH, ignore_errors=True)

@@ -3,7 +3,6 @@
 connection and not), Postfix. As smarthosts: aiosmtpd and a second Millrace. And what an account may do, reloads, guesses."""
 import base64
 import json
-import os
 import pathlib
 import signal
 import smtplib
@@ -13,19 +12,11 @@ import subprocess
 import threading
 
 import peers
-from harness import BUILD, SCRATCH, Relay, check, dns, equal, eventually, find, isolate, log_of, need, run, sink, spawn, wait_for_greeting
+from harness import (BUILD, SCRATCH, Relay, certificate, check, dns, equal, eventually, find, isolate, log_of, need, run, sink, spawn,
+                     wait_for_greeting)
 
 PASSWORD = 'correct horse, battery'
 ACCOUNTS = SCRATCH / 'accounts.toml'
-
-
-def certificate(name, host):
-    os.chmod(SCRATCH, 0o755)
-    chain, key = SCRATCH / f'{name}.pem', SCRATCH / f'{name}.key'
-    subprocess.run([find('openssl'), 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes',
-                    '-days', '30', '-subj', f'/CN={host}', '-addext', f'subjectAltName=DNS:{host},DNS:localhost,IP:127.0.0.1',
-                    '-keyout', key, '-out', chain], check=True, capture_output=True)
-    return chain, key
 
 
 def passwd(account, password):
@@ -240,12 +231,12 @@ def to_smarthosts():
     """aiosmtpd, which has PLAIN and LOGIN, and a second Millrace, which has all."""
     for address in ('45.0.2.1', '45.0.2.3'):
         peers.add_address(address)
-    theirs = certificate('smart', 'smart.test')
+    theirs = certificate('smart', 'smart.test', 'DNS:localhost', 'IP:127.0.0.1')
     server = dns({'test': 'smart A 45.0.2.1\nours A 45.0.2.3\n'})
     box = SCRATCH / 'box'
     other = spawn(['/usr/bin/python3', '-c', AIOSMTPD, theirs[0], theirs[1], box, 'relay@receiver.test', PASSWORD], 'smart')
     wait_for_greeting(25, 60, lambda: other.poll() is None, '45.0.2.1')
-    ours_certificate = certificate('ours', 'ours.test')
+    ours_certificate = certificate('ours', 'ours.test', 'DNS:localhost', 'IP:127.0.0.1')
     passwd('relay@receiver.test', PASSWORD)
     receiver = sink()
     ours = Relay('--listen', '45.0.2.3:25', '--tls-certificate', ours_certificate[0], '--tls-key', ours_certificate[1], '--credentials',
@@ -287,7 +278,7 @@ def to_smarthosts():
 
 
 def test():
-    mine = certificate('mine', 'relay.test')
+    mine = certificate('mine', 'relay.test', 'DNS:localhost', 'IP:127.0.0.1')
     passwd('joe', PASSWORD)
     passwd('bounded', PASSWORD)
     ACCOUNTS.write_text(ACCOUNTS.read_text() + 'senders = ["sender.test"]\nrecipients-per-hour = 3\n')
