@@ -227,8 +227,8 @@ void Scheduler::run_removals() {
 // (held, paused) expires all the same.
 void Scheduler::sweep() {
   watch_wall_clock();
-  size_t count = std::max<size_t>(index_.capacity() / 60, kSlice);
-  for (size_t i = 0; i < count && index_.capacity() > 0; ++i) {
+  size_t count = std::min(index_.capacity(), std::max(index_.capacity() / 60, kSlice));
+  for (size_t i = 0; i < count; ++i) {
     sweep_slot_ = (sweep_slot_ + 1) % index_.capacity();
     Item* item = index_.at(sweep_slot_);
     if (!item) continue;

@@ -75,7 +75,7 @@ config::Snapshot settings() {
                                "--listen", "192.0.2.1:2525", "--relay-from", "192.0.2.0/24",
                                "--allow-private-destinations", "--shards", "1", "--memory", "64M",
                                "--segment-size", "1M", "--spool-reserve", "2M", "--max-message-size", "300000",
-                               "--retry", "2s", "--retry-uncertain", "2s", "--hold", "1s"},
+                               "--retry", "2s", "--retry-uncertain", "2s", "--hold", "1s", "--tls-ca-file", ""},
                               config::System{"relay.example", uint64_t{8} << 30});
   EXPECT_TRUE(parsed.ok()) << parsed.error().text;
   auto config = std::make_shared<config::Config>(*parsed->config);

@@ -158,7 +158,8 @@ class SimStage final : public Stage {
 
  private:
   Result<std::shared_ptr<const config::Config>> parse_flags(const std::vector<std::string>& flags) {
-    std::vector<std::string> all = with_defaults(flags, {"--spool", "/spool", "--listen", fmt::format("{}:{}", relay_address(), kRelayPort)});
+    std::vector<std::string> all = with_defaults(flags, {"--spool", "/spool", "--tls-ca-file", "",
+                                                          "--listen", fmt::format("{}:{}", relay_address(), kRelayPort)});
     auto parsed = config::parse(all, config::System{kRelayName, uint64_t{8} << 30});
     if (!parsed.ok()) return fail(parsed.error());
     return std::shared_ptr<const config::Config>(parsed->config);
