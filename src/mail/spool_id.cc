@@ -59,4 +59,9 @@ SpoolId SpoolIdMaker::make(int64_t wall_ms) {
   return SpoolId{last_high_, low_};
 }
 
+void SpoolIdMaker::not_before(int64_t ms) {
+  uint64_t high = static_cast<uint64_t>(ms) << 16;
+  if (high > last_high_) last_high_ = high - 1;
+}
+
 }  // namespace millrace::mail

@@ -41,6 +41,8 @@ class SpoolIdMaker {
  public:
   SpoolIdMaker(uint64_t random, unsigned shard) : low_(random ^ (uint64_t{shard} << 48)) {}
   SpoolId make(int64_t wall_ms);
+  // No id made from now on has an earlier time, whatever the clock says.
+  void not_before(int64_t ms);
 
  private:
   uint64_t low_;

@@ -74,8 +74,7 @@ bool Scheduler::matches(const Item& item, const Filter& filter) const {
       return false;
     }
   }
-  // No later mail has the same id, whatever the clock did meanwhile.
-  return !filter.id.empty() || item.id.time_ms() < filter.before_ms;
+  return item.id.time_ms() < filter.before_ms;
 }
 
 bool Scheduler::paused(const Item& item) const {

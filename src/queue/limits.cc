@@ -423,7 +423,7 @@ void Scheduler::obey(Destination& destination, const RecipientResult& result, in
 void Scheduler::bounce_queue(std::string_view domain, const RecipientResult& why) {
   Filter filter;
   filter.domain = domain;
-  filter.before_ms = context_.io.wall_ms() + 1;
+  filter.before_ms = newest_ms_ + 1;
   end_matching(Command::bounce, std::move(filter), [] {});
   removals_.back().why = why;
   removals_.back().why->action = Action::bounce;

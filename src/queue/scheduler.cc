@@ -254,6 +254,7 @@ unsigned Scheduler::source_of(const mail::SpoolId& id, std::string_view pool, st
 
 void Scheduler::enqueue(MessageRef message) {
   ++stats_.enqueued;
+  newest_ms_ = std::max(newest_ms_, message->id.time_ms());
   const mail::Envelope& envelope = message->envelope;
   unsigned source = source_of(message->id, envelope.pool, envelope.account);
   auto adopt_item = [&](Item& item) {
@@ -1300,6 +1301,7 @@ void Scheduler::relieve_memory() {
 // ---- recovery ----------------------------------------------------------------------------------------
 
 void Scheduler::recover(const spool::Recovered& found) {
+  newest_ms_ = std::max(newest_ms_, found.id.time_ms());
   Result<mail::MetadataSummary> summary = mail::summarize_metadata(found.metadata);
   if (!summary.ok()) {
     log::error("message {}: metadata cannot be read ({}): it stays in the spool, not in the queue",

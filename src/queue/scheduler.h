@@ -46,7 +46,7 @@ struct Fanout {
 struct Filter {
   std::string domain, job, sender, account;  // empty: any
   mail::SpoolId id;                 // empty: any
-  int64_t before_ms = INT64_MAX;    // only mail accepted before (an action does not catch later mail)
+  int64_t before_ms = INT64_MAX;    // only mail whose id has an earlier time (an action does not catch later mail)
   bool all() const { return domain.empty() && job.empty() && sender.empty() && account.empty() && id.empty(); }
 };
 std::string encode_filter(const Filter& filter);
@@ -147,6 +147,9 @@ class Scheduler final : public Dispatcher, public Intake {
 
   // ---- recovery: before start()
   void recover(const spool::Recovered& message);
+  // The latest time in the ids of mail that has been queued here. Ids never go back, the wall clock may: what
+  // an operator's command reaches is told by these.
+  int64_t newest_ms() const { return newest_ms_; }
 
   // ---- the operator's view and hand (control.cc)
   std::vector<QueueRow> queue_rows() const;
@@ -377,6 +380,7 @@ class Scheduler final : public Dispatcher, public Intake {
   std::vector<PauseRule> pauses_;
   std::deque<Removal> removals_;
   size_t sweep_slot_ = 0;
+  int64_t newest_ms_ = 0;
   uint64_t backlog_bytes_ = 0;  // raw bytes of resident messages
   std::vector<uint32_t> scratch_ended_, scratch_deferred_;
   std::string scratch_event_;

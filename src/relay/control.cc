@@ -149,6 +149,7 @@ void Control::apply_recovered() {
       for (auto& shard : shards_) shard->scheduler().add_pause(number, rule.filter);
     } else {
       log::info("going on with the operator's {} number {}", queue::to_string(rule.command), number);
+      for (auto& shard : shards_) shard->ids_not_before(rule.filter.before_ms);
       end_matching(number, rule);
     }
   }
@@ -315,13 +316,21 @@ void Control::end_matching(uint64_t number, const Rule& rule) {
 
 void Control::command(queue::Command command, queue::Filter filter, bool dry_run,
                       std::function<void(Result<uint64_t>)> done) {
-  auto counts = std::make_shared<std::vector<uint64_t>>(shards_.size());
-  auto count = [counts, filter](Shard& shard) {
-    (*counts)[shard.number()] = shard.scheduler().count_matching(filter);
-  };
-  on_every_shard(count, [this, counts, command, filter, dry_run, done = std::move(done)]() mutable {
+  struct Found {
     uint64_t matched = 0;
-    for (uint64_t part : *counts) matched += part;
+    int64_t newest_ms = 0;
+  };
+  auto found = std::make_shared<std::vector<Found>>(shards_.size());
+  auto find = [found, filter](Shard& shard) {
+    (*found)[shard.number()] = {shard.scheduler().count_matching(filter), shard.scheduler().newest_ms()};
+  };
+  on_every_shard(find, [this, found, command, filter, dry_run, done = std::move(done)]() mutable {
+    uint64_t matched = 0;
+    int64_t newest_ms = 0;
+    for (const Found& part : *found) {
+      matched += part.matched;
+      newest_ms = std::max(newest_ms, part.newest_ms);
+    }
     if (dry_run) return done(matched);
     switch (command) {
       case queue::Command::retry:
@@ -351,29 +360,37 @@ void Control::command(queue::Command command, queue::Filter filter, bool dry_run
         }
         return;
       }
-      case queue::Command::pause:
+      case queue::Command::pause: keep(command, filter, matched, done); return;
       case queue::Command::remove:
-      case queue::Command::bounce: break;
+      case queue::Command::bounce:
+        // It concerns what is queued now on any shard, not what comes later to any.
+        filter.before_ms = newest_ms + 1;
+        on_every_shard([before = filter.before_ms](Shard& shard) { shard.ids_not_before(before); },
+                       [this, command, filter, matched, done] { keep(command, filter, matched, done); });
+        return;
     }
-    // A delete or bounce concerns what is queued now, not what comes later.
-    if (command != queue::Command::pause) filter.before_ms = shards_[0]->io().wall_ms() + 1;
-    uint64_t number = next_++;
-    Rule rule{command, filter};
-    rules_[number] = rule;
-    state().put_state(key(number, command), queue::encode_filter(filter),
-                      [this, number, rule, done, matched](Status status) {
-                        if (!status.ok()) {
-                          rules_.erase(number);
-                          return done(fail(status.error()));
-                        }
-                        if (rule.command != queue::Command::pause) {
-                          end_matching(number, rule);
-                          return done(matched);
-                        }
-                        on_every_shard([number, rule](Shard& shard) { shard.scheduler().add_pause(number, rule.filter); },
-                                       [done, matched] { done(matched); });
-                      });
   });
+}
+
+// Makes a pause, delete or bounce durable and brings it to every shard.
+void Control::keep(queue::Command command, queue::Filter filter, uint64_t matched,
+                   std::function<void(Result<uint64_t>)> done) {
+  uint64_t number = next_++;
+  Rule rule{command, std::move(filter)};
+  rules_[number] = rule;
+  state().put_state(key(number, command), queue::encode_filter(rule.filter),
+                    [this, number, rule, matched, done = std::move(done)](Status status) {
+                      if (!status.ok()) {
+                        rules_.erase(number);
+                        return done(fail(status.error()));
+                      }
+                      if (rule.command != queue::Command::pause) {
+                        end_matching(number, rule);
+                        return done(matched);
+                      }
+                      on_every_shard([number, rule](Shard& shard) { shard.scheduler().add_pause(number, rule.filter); },
+                                     [done, matched] { done(matched); });
+                    });
 }
 
 std::vector<queue::Filter> Control::pauses() const {

@@ -62,6 +62,8 @@ class Control final : public admin::Control {
   // Calls `each` on every shard's thread and `done` here once all have answered.
   void on_every_shard(std::function<void(Shard&)> each, std::function<void()> done);
   void end_matching(uint64_t number, const Rule& rule);
+  void keep(queue::Command command, queue::Filter filter, uint64_t matched,
+            std::function<void(Result<uint64_t>)> done);
   static std::string key(uint64_t number, queue::Command command);
   spool::Spool& state() { return *shards_[0]->spool(); }
 

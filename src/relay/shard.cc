@@ -48,6 +48,7 @@ void Shard::attach(std::unique_ptr<spool::Spool> spool) {
   context_ = std::make_unique<ingress::Context>(ingress::Context{
       io_, &config_, *spool_, *scheduler_, tee_, limits_, mail::SpoolIdMaker(io_.random(), number_), number_, {},
       &accounts_, &passwords_, &mailbox_});
+  ids_not_before(scheduler_->newest_ms());
   acceptance_ = std::make_unique<ingress::Acceptance>(*context_);
   injector_ = std::make_unique<ingress::Injector>(*acceptance_);
   reports_ = std::make_unique<bounce::Reports>(io_, config_, *injector_);

@@ -67,6 +67,8 @@ class Shard {
   void set_events_file(std::unique_ptr<events::ShardEvents> file);
   // After recovery: builds what stands on the spool. Before any turn of the shard's own.
   void attach(std::unique_ptr<spool::Spool> spool);
+  // After attach(): mail accepted from now on has ids of this time or later.
+  void ids_not_before(int64_t ms) { context_->ids.not_before(ms); }
   Status listen(const std::vector<config::Listen>& where);
   // Mail may go. On the shard's own thread.
   void start();

@@ -149,6 +149,18 @@ TEST(SpoolIdMaker, NeverRepeatsAndNeverGoesBack) {
   EXPECT_NE(maker.make(9000), other.make(9000));
 }
 
+TEST(SpoolIdMaker, KeepsToTheTimeThatItIsGivenAsTheEarliest) {
+  SpoolIdMaker maker(7, 0);
+  SpoolId before = maker.make(1000);
+  maker.not_before(3000);
+  SpoolId after = maker.make(1000);
+  EXPECT_EQ(after.time_ms(), 3000);
+  EXPECT_LT(before, after);
+  maker.not_before(2000);
+  EXPECT_LT(after, maker.make(1000));
+  EXPECT_EQ(maker.make(4000).time_ms(), 4000);
+}
+
 TEST(EnhancedStatus, ParsesAndPrints) {
   EXPECT_EQ(EnhancedStatus::parse("5.7.26")->to_string(), "5.7.26");
   EXPECT_EQ(EnhancedStatus::parse_prefix("4.0.999 text")->to_string(), "4.0.999");

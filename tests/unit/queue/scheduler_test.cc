@@ -615,20 +615,6 @@ TEST_F(SchedulerTest, PauseHoldsMatchingMailUntilItIsResumed) {
   EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
 }
 
-TEST_F(SchedulerTest, AnIdIsMetAlsoAfterTheClockWasSetBack) {
-  start();
-  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
-  Filter filter;
-  filter.id = enqueue({"a@example.com"});
-  enqueue({"a@example.com"});
-  run(2);
-  filter.before_ms = filter.id.time_ms() - 3'600'000;
-  EXPECT_EQ(scheduler_->count_matching(filter), 1u);
-  scheduler_->end_matching(Command::remove, filter, [] {});
-  run(2);
-  EXPECT_EQ(sink_.count(events::Type::removed), 1u);
-}
-
 TEST_F(SchedulerTest, DeleteEndsEachRecipientWithAnEventAndNoReport) {
   start();
   all_results(Action::defer, 451, "4.0.0", events::Scope::message);
