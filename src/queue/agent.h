@@ -27,6 +27,8 @@ namespace millrace::queue {
 struct Destination;  // destination.h: the mail of one routing domain (and pool)
 struct Site;         // destination.h
 struct Item;         // item.h
+struct SubQueue;     // destination.h
+struct Permit;       // permit.h
 
 // What became of one recipient of an attempt (dsn/classify.h decides it from the reply).
 enum class Action : uint8_t {
@@ -88,9 +90,10 @@ struct Attempt : reactor::Letter {
   std::shared_ptr<const dns::Route> route;
   Site* lent_by = nullptr;               // the home's
   unsigned source = 0;
+  shaping::Subject subject;              // texts are the home's; site and provider the borrower's
+  Permit* request = nullptr;             // the borrower's for it, until a lane takes it; nullptr: no limit is on it
+  const SubQueue* lent_from = nullptr;   // a name only, at the borrower
   int64_t held_until = 0;                // given back because of a hold until then (monotonic)
-  int64_t good_until = 0;                // its permit is to be used until then (monotonic); 0: it needs none
-  bool untaken = false;                  // came back without having been given to a lane
   Link link;                             // on the borrower's list until a lane takes it
 };
 

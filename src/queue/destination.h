@@ -66,8 +66,9 @@ struct SubQueue {
   const Site* limits_site = nullptr;
   uint64_t limits_version = 0;
   bool limited = false;
-  bool parked = false;    // waits for its permit
+  bool parked = false;    // waits for its permit, or for what it has lent
   uint32_t recipients_most = 0;  // by the shaping file; 0: not said
+  uint32_t lent = 0;      // attempts under a limit that another shard has
   std::unique_ptr<Permit> permit;
 
   uint32_t due() const { return fresh.size() + retry.size() + loaded.size(); }

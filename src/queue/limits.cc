@@ -130,6 +130,28 @@ void Scheduler::find_limits(SubQueue& queue, Site& site) {
   queue.permit->queue = &queue;
 }
 
+void Scheduler::find_limits(Attempt& borrowed, Site& site) {
+  shaping::Subject& subject = borrowed.subject;
+  subject.provider = site.provider;
+  subject.site = site.key;
+  shaping::find_scopes(*rules_, subject, shaping::Purpose::attempt, backed_off(subject), scratch_scopes_);
+  if (scratch_scopes_.empty()) return;
+  if (requests_free_.empty()) {
+    requests_free_.push_back(requests_.emplace_back(std::make_unique<Permit>()).get());
+    requests_.back()->scheduler = this;
+    requests_.back()->purpose = shaping::Purpose::attempt;
+  }
+  Permit& request = *requests_free_.back();
+  requests_free_.pop_back();
+  request.attempt = &borrowed;
+  request.site = &site;
+  request.subject = subject;
+  request.set = nullptr;
+  request.recipients = static_cast<uint32_t>(borrowed.recipients.size());
+  request.octets = borrowed.message->content.size();
+  borrowed.request = &request;
+}
+
 // ---- asking
 
 // Whether the item may be attempted now; if not, its sub-queue is parked until it may.
@@ -159,6 +181,53 @@ bool Scheduler::permitted(Site& site, Item& item) {
   return false;
 }
 
+// Whether the item may be lent now: some of each sub-queue that is under a limit, so that the others' find room. Its
+// permit is asked for where it is lent to.
+bool Scheduler::lendable(Site& site, Item& item) {
+  constexpr uint32_t kMostLimited = 4;
+  SubQueue& queue = *item.queue;
+  if (queue.limits_site != &site || queue.limits_version != rules_version_) find_limits(queue, site);
+  if (!queue.limited) return true;
+  if (queue.permit->state == Permit::State::granted) give_back(*queue.permit);
+  if (queue.lent < kMostLimited) return true;
+  park(queue);
+  return false;
+}
+
+// Whether it may go now; if not, it has asked, or another of its sub-queue (`asking`) has.
+bool Scheduler::borrowed_permitted(Attempt& borrowed, std::vector<const SubQueue*>& asking) {
+  if (!borrowed.request) return true;
+  Permit& request = *borrowed.request;
+  if (request.state == Permit::State::asked) return false;
+  if (request.state == Permit::State::granted && request.valid_until < now()) give_back(request);
+  if (request.state == Permit::State::none) {
+    if (std::find(asking.begin(), asking.end(), borrowed.lent_from) != asking.end()) return false;
+    if (!ask(request)) {
+      asking.push_back(borrowed.lent_from);
+      return false;
+    }
+  }
+  borrowed.permit = use(request);
+  borrowed.request = nullptr;
+  free_request(request);
+  return true;
+}
+
+void Scheduler::free_request(Permit& request) {
+  request.attempt = nullptr;
+  requests_free_.push_back(&request);
+}
+
+// The borrowed attempt goes home without having been taken by a lane.
+void Scheduler::forget_request(Attempt& borrowed) {
+  Permit* request = std::exchange(borrowed.request, nullptr);
+  if (!request) return;
+  request->attempt = nullptr;
+  if (request->state == Permit::State::granted) give_back(*request);
+  withdraw(*request);
+  if (request->state == Permit::State::none) free_request(*request);  // else once the arbiter has answered
+}
+
 void Scheduler::name_subject(Permit& permit, const SubQueue& queue, Site& site) {
   if (permit.site == &site) return;
   const Destination& destination = *queue.destination;
@@ -185,34 +254,38 @@ bool Scheduler::connection_permitted(Site& site, unsigned source) {
       break;
     case Permit::State::none: break;
   }
-  bool waits_for_attempt;
-  SubQueue* queue = next_for_connection(site, group, waits_for_attempt);
   permit.subject = {.provider = site.provider, .site = site.key, .source = source};
-  permit.for_attempt = waits_for_attempt;
-  if (waits_for_attempt) {
-    const Destination& destination = *queue->destination;
-    permit.subject = {site.provider, site.key, source, destination.domain, destination.pool, queue->tenant, queue->job};
-  }
+  permit.for_attempt = waits_for_attempt(site, group, permit.subject);
   return ask(permit);
 }
 
 // For whose mail a new connection of the group would be: somebody's that no limit of attempts is on, or who has a
-// permit, if there is one; else the first one's. nullptr: everybody's waits.
-SubQueue* Scheduler::next_for_connection(Site& site, LaneGroup& group, bool& waits_for_attempt) {
+// permit, if there is one; else the first one's, and true: it is of use once that may go.
+bool Scheduler::waits_for_attempt(Site& site, LaneGroup& group, shaping::Subject& subject) {
   constexpr int kMostAsked = 16;
   SubQueue* first = nullptr;
   int asked = 0;
-  waits_for_attempt = false;
   for (Destination* at = group.ready.front(); at && asked < kMostAsked; at = group.ready.next(*at)) {
     for (SubQueue* queue = at->active.front(); queue && asked < kMostAsked; queue = at->active.next(*queue), ++asked) {
       if (queue->limits_site != &site || queue->limits_version != rules_version_) find_limits(*queue, site);
-      if (!queue->limited || queue->permit->state == Permit::State::granted) return queue;
+      if (!queue->limited || queue->permit->state == Permit::State::granted) return false;
       if (!first) first = queue;
     }
     if (SubQueue* queue = at->loaded.front(); queue && !first) first = queue;
   }
-  waits_for_attempt = first && first->limited;
-  return first;
+  if (first) {
+    if (!first->limited) return false;
+    const Destination& destination = *first->destination;
+    subject = {site.provider, site.key, destination.source, destination.domain, destination.pool, first->tenant, first->job};
+    return true;
+  }
+  for (Attempt* at = group.borrowed.front(); at; at = group.borrowed.next(*at)) {
+    if (!at->request || at->request->state == Permit::State::granted) return false;
+    if (at->request->state == Permit::State::asked) continue;
+    subject = at->subject;
+    return true;
+  }
+  return false;
 }
 
 // True: granted at once.
@@ -287,6 +360,7 @@ void Scheduler::on_withdrawn(reactor::Letter& letter) {
   auto& permit = static_cast<Permit&>(letter);
   permit.state = Permit::State::none;
   permit.withdrawn = false;
+  if (permit.purpose == shaping::Purpose::attempt) return free_request(permit);  // of a borrowed one that went home
   pump(*permit.site, permit.subject.source);
 }
 
@@ -301,6 +375,10 @@ void Scheduler::on_answered(reactor::Letter& letter) { answered(static_cast<Perm
 void Scheduler::answered(Permit& permit) {
   permit.state = Permit::State::granted;
   permit.withdrawn = false;
+  if (permit.purpose == shaping::Purpose::attempt && !permit.queue && !permit.attempt) {
+    give_back(permit);
+    return free_request(permit);
+  }
   hold_grant(permit);
   if (!permit.queue) return pump(*permit.site, permit.subject.source);
   SubQueue& queue = *permit.queue;
@@ -483,6 +561,7 @@ void Scheduler::set_mode(std::string_view provider, std::string_view site, unsig
   for (auto& [key, each] : sites_) {
     if (!provider.empty() ? each->provider != provider : each->key != site || !each->provider.empty()) continue;
     find_limits(*each, source);
+    return_all_borrowed(each->groups[source]);
   }
   retire_idle(provider, site, source);
   if (provider.empty()) {

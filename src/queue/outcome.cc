@@ -162,7 +162,7 @@ void Scheduler::finished(Attempt& attempt) {
       accepted |= result.action == Action::delivered || result.action == Action::uncertain;
     }
     // A transaction that was begun stays charged, whatever came of it.
-    if (attempt.permit.to_release || attempt.untaken) give_back_all(attempt.permit, used, accepted);
+    if (attempt.permit.to_release) give_back_all(attempt.permit, used, accepted);
     attempt.permit = {};
   }
   if (attempt.recipients_learned > 0) site.recipients_learned = attempt.recipients_learned;

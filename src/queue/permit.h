@@ -1,5 +1,5 @@
-// A sub-queue's or lane group's word with the arbiter, where the shaping file limits it: asked, granted,
-// used or given back. The letter is the permit itself; while it is asked for it belongs to the arbiter.
+// A sub-queue's, lane group's or borrowed attempt's word with the arbiter, where the shaping file limits it: asked,
+// granted, used or given back. The letter is the permit itself; while it is asked for it belongs to the arbiter.
 #pragma once
 
 #include "base/intrusive_list.h"
@@ -8,6 +8,7 @@
 namespace millrace::queue {
 
 class Scheduler;
+struct Attempt;
 struct SubQueue;
 struct Site;
 
@@ -15,7 +16,8 @@ struct Permit : shaping::Request {
   enum class State : uint8_t { none, asked, granted };
 
   Scheduler* scheduler = nullptr;  // the shard that asks
-  SubQueue* queue = nullptr;       // whose next attempt; nullptr: a connection of `site`
+  SubQueue* queue = nullptr;       // whose next attempt; nullptr: a connection of `site`, or a borrowed attempt
+  Attempt* attempt = nullptr;      // the borrowed one that it is for; nullptr: none (any more)
   Site* site = nullptr;            // that the subject names
   State state = State::none;
   bool withdrawn = false;          // asked, and then not wanted: the arbiter has been told

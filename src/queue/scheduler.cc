@@ -185,6 +185,10 @@ void Scheduler::adopt(config::Snapshot config) {
       if (source >= known) site->groups[source].window = first_window(*site, site->groups[source]);
     }
   }
+  // What is borrowed has the limits of before: its home lends it anew.
+  for (auto& [name, site] : sites_) {
+    for (LaneGroup& group : site->groups) return_all_borrowed(group);
+  }
   // A limit that rose lets more go; where this shard has no share any more, its mail is lent to one that has.
   if (!started_ || stopping_) return;
   for (auto& [name, site] : sites_) on_site_timer(*site);
@@ -654,7 +658,10 @@ void Scheduler::pump(Site& site, unsigned source) {
   uint32_t limit = std::clamp(static_cast<uint32_t>(group.window), 1u, connection_limit(group));
   if (group.probing()) limit = std::min(limit, 1u);  // one probe until it works again
   // More work than lanes need not be counted.
-  uint32_t work = group.borrowed_count;
+  uint32_t work = 0;
+  for (Attempt* at = group.borrowed.front(); at && work <= limit; at = group.borrowed.next(*at)) {
+    work += !at->request || at->request->state != Permit::State::asked;
+  }
   for (Destination* at = group.ready.front(); at && work <= limit; at = group.ready.next(*at)) work += work_of(*at, limit);
   uint32_t coming = group.connecting + group.called;
   while (coming < work) {
@@ -873,7 +880,7 @@ Attempt* Scheduler::take(Lane& lane) {
   if (!gated_) {
     if (Attempt* attempt = next_attempt(site, group)) {
       // Mail under a limit asks for one lane at a time; the next may go beside this one.
-      if (attempt->permit.set && !group.ready.empty()) pump(site, lane.source);
+      if (attempt->permit.set && !(group.ready.empty() && group.borrowed.empty())) pump(site, lane.source);
       return attempt;
     }
   }
@@ -887,8 +894,9 @@ Attempt* Scheduler::take(Lane& lane) {
   return nullptr;
 }
 
-// The next transaction of the group, own or borrowed, or nullptr.
-Attempt* Scheduler::next_attempt(Site& site, LaneGroup& group) {
+// The next transaction of the group, own or borrowed, or nullptr. One that is lent asks for its permit where its
+// lane is.
+Attempt* Scheduler::next_attempt(Site& site, LaneGroup& group, bool lending) {
   group.borrowed_turn = !group.borrowed_turn;
   if (group.borrowed_turn || group.ready.empty()) {
     if (Attempt* attempt = next_borrowed(group)) return attempt;
@@ -905,28 +913,31 @@ Attempt* Scheduler::next_attempt(Site& site, LaneGroup& group) {
     }
     if (!item) continue;  // being read, paused or ended: it returns by work_arrived()
     SubQueue& queue = *item->queue;
-    if (!permitted(site, *item)) {
+    if (lending ? !lendable(site, *item) : !permitted(site, *item)) {
       // Another sub-queue may go meanwhile.
       if (!destination->active.empty() || !destination->loaded.empty()) group.ready.push_front(*destination);
       continue;
     }
     Attempt* attempt = make_attempt(*item, site);
-    attempt->good_until = queue.limited ? queue.permit->valid_until : 0;
-    attempt->permit = queue.limited ? use(*queue.permit) : shaping::Release{};
+    if (queue.limited && !lending) attempt->permit = use(*queue.permit);
     if (!destination->active.empty() || !destination->loaded.empty()) group.ready.push_back(*destination);
     return attempt;
   }
   return next_borrowed(group);
 }
 
-// What waited here for longer than its permit is good goes home and asks again: a rate is about when transactions
-// begin, and this one would begin among those that were permitted since.
+// The first that may go; others ask, of each sub-queue one at a time as at home.
 Attempt* Scheduler::next_borrowed(LaneGroup& group) {
-  while (Attempt* attempt = group.borrowed.pop_front()) {
+  auto& asking = scratch_queues_;
+  asking.clear();
+  for (Attempt* at = group.borrowed.front(); at; at = group.borrowed.next(*at)) {
+    if (at->request && at->request->state == Permit::State::asked) asking.push_back(at->lent_from);
+  }
+  for (Attempt* at = group.borrowed.front(); at; at = group.borrowed.next(*at)) {
+    if (!borrowed_permitted(*at, asking)) continue;
+    at->link.unlink();
     --group.borrowed_count;
-    if (attempt->good_until == 0 || now() <= attempt->good_until) return attempt;
-    attempt->untaken = true;
-    return_borrowed(*attempt);
+    return at;
   }
   return nullptr;
 }
@@ -938,12 +949,17 @@ void Scheduler::lend(Site& site, unsigned source) {
   // While a reload is on its way, this shard may have been lent what it has no share for.
   return_all_borrowed(group);
   while (group.lent < kLent) {
-    Attempt* attempt = next_attempt(site, group);
+    Attempt* attempt = next_attempt(site, group, true);
     if (!attempt) return;
     ++group.lent;
+    SubQueue& queue = *attempt->item->queue;
+    ++queue.lent;
+    const Destination& destination = *queue.destination;
     attempt->route = site.route;
     attempt->lent_by = &site;
+    attempt->lent_from = &queue;
     attempt->source = source;
+    attempt->subject = {{}, {}, source, destination.domain, destination.pool, queue.tenant, queue.job};
     attempt->held_until = 0;
     // Every shard below all of these has a share of each.
     uint32_t sharing = std::min(config().destination_connections, config().total_connections);
@@ -961,6 +977,7 @@ void Scheduler::on_borrowed(reactor::Letter& letter) {
   group.borrowed.push_back(attempt);
   ++group.borrowed_count;
   if (stopping_ || group.held(now())) return return_all_borrowed(group);
+  find_limits(attempt, site);
   pump(site, attempt.source);
 }
 
@@ -968,7 +985,7 @@ void Scheduler::return_all_borrowed(LaneGroup& group) {
   while (Attempt* attempt = group.borrowed.pop_front()) {
     --group.borrowed_count;
     attempt->held_until = group.held_until(now());
-    attempt->untaken = true;
+    forget_request(*attempt);
     return_borrowed(*attempt);
   }
 }
@@ -990,6 +1007,13 @@ void Scheduler::on_returned(reactor::Letter& letter) {
   }
   unsigned source = attempt.source;
   attempt.route.reset();
+  SubQueue& queue = *attempt.item->queue;
+  --queue.lent;
+  if (queue.parked && queue.permit->state != Permit::State::asked) {
+    queue.parked = false;
+    update_turn(queue);
+    work_arrived(*queue.destination);
+  }
   finished(attempt);
   pump(site, source);
 }
@@ -1031,7 +1055,6 @@ Attempt* Scheduler::make_attempt(Item& item, const Site& site) {
     if (result.asks.any()) result.asks = {};
   }
   attempt->recipients_learned = 0;
-  attempt->untaken = false;
   attempt->receiver_reports = false;
   ++stats_.attempts;
   return attempt;
@@ -1398,7 +1421,7 @@ void Scheduler::check() const {
       loaded += queue->loaded.size();
       ASSERT(queue->active_link.linked() == (!queue->parked && !(queue->fresh.empty() && queue->retry.empty())));
       ASSERT(queue->loaded_link.linked() == (!queue->parked && !queue->loaded.empty()));
-      ASSERT(!queue->parked || queue->permit->state == Permit::State::asked);
+      ASSERT(!queue->parked || queue->permit->state == Permit::State::asked || queue->lent > 0);
     }
     ASSERT(loaded == destination->loaded_count);
     ASSERT(here == destination->items);

@@ -227,7 +227,7 @@ class Scheduler final : public Dispatcher, public Intake {
   void load(Item& item);
   void on_loaded(Loading& loading);
   Site& site_of(const std::shared_ptr<const dns::Route>& route, std::string_view domain);
-  Attempt* next_attempt(Site& site, LaneGroup& group);
+  Attempt* next_attempt(Site& site, LaneGroup& group, bool lending = false);
   Attempt* next_borrowed(LaneGroup& group);
   Attempt* make_attempt(Item& item, const Site& site);
   // Between shards: see LaneGroup::borrowed.
@@ -262,11 +262,16 @@ class Scheduler final : public Dispatcher, public Intake {
   // ---- limits of the shaping file (limits.cc)
   void update_turn(SubQueue& queue);
   void find_limits(SubQueue& queue, Site& site);
+  void find_limits(Attempt& borrowed, Site& site);
   void find_limits(Site& site, unsigned source);
   std::string_view provider_of(const dns::Route& route, std::string_view domain);
   bool permitted(Site& site, Item& item);
+  bool lendable(Site& site, Item& item);
+  bool borrowed_permitted(Attempt& borrowed, std::vector<const SubQueue*>& asking);
+  void forget_request(Attempt& borrowed);
+  void free_request(Permit& request);
   bool connection_permitted(Site& site, unsigned source);
-  SubQueue* next_for_connection(Site& site, LaneGroup& group, bool& waits_for_attempt);
+  bool waits_for_attempt(Site& site, LaneGroup& group, shaping::Subject& subject);
   static void name_subject(Permit& permit, const SubQueue& queue, Site& site);
   void park(SubQueue& queue);
   void hold_grant(Permit& permit);
@@ -358,6 +363,9 @@ class Scheduler final : public Dispatcher, public Intake {
   reactor::Deferred answering_;
   reactor::Timer grant_timer_;
   std::vector<shaping::ScopeRef> scratch_scopes_;
+  std::vector<const SubQueue*> scratch_queues_;
+  std::vector<std::unique_ptr<Permit>> requests_;  // of borrowed attempts
+  std::vector<Permit*> requests_free_;
   std::unordered_set<std::string> backed_off_;  // names of pairs
   std::map<std::pair<std::string, unsigned>, shaping::Hold, std::less<>> pair_holds_;
 

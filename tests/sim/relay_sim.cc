@@ -610,7 +610,7 @@ class Run {
   void judge();
   std::vector<std::string> end_after_flips();
   void object(std::string what) {
-    if (problems_.size() < 20) problems_.push_back(std::move(what));
+    if (problems_.size() < 40) problems_.push_back(std::move(what));
   }
   bool failed() const { return !problems_.empty() || (!judge_.objections.empty() && !plan_.flips); }
 
@@ -1153,6 +1153,17 @@ void Run::tell_queues() {
     for (const queue::QueueRow& row : core_->shard(i).scheduler().queue_rows()) {
       object(fmt::format("shard {}: {} has {} messages, {} ready, {} in flight, {} waiting: {}", i, row.domain,
                          row.messages, row.ready, row.in_flight, row.waiting, row.why));
+      if (!plan_.shaping.on) continue;
+      for (queue::ExplainRow& one : core_->shard(i).scheduler().explain(row.domain, {})) {
+        core_->shard(0).scheduler().explain_limits(one);
+        std::string text = fmt::format("  {} from source {}: {}; {} connections", one.domain, one.source_number, one.why, one.connections);
+        for (const auto* limits : {&one.connection_limits, &one.attempt_limits}) {
+          for (const shaping::LimitRow& limit : *limits) {
+            text += fmt::format("; {} {} {}: {} used, {} wait", limit.scope, limit.key, limit.limit, limit.used, limit.waiting);
+          }
+        }
+        object(std::move(text));
+      }
     }
   }
   for (std::string& one : judge_.unended()) object(std::move(one));
