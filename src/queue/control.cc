@@ -115,8 +115,8 @@ void Scheduler::remove_pause(uint64_t number) {
 }
 
 void Scheduler::end_matching(Command command, Filter filter, std::function<void()> done) {
-  removals_.push_back({command, std::move(filter), std::move(done), 0, index_.capacity(), 0, std::nullopt});
-  if (started_ && !removal_timer_.armed()) context_.io.timers().arm(removal_timer_, now());
+  removals_.push_back({command, std::move(filter), std::move(done), 0, index_.capacity(), 0, 0, 0, std::nullopt});
+  if (started_) context_.io.timers().arm(removal_timer_, now());
 }
 
 void Scheduler::resume_paused() {
@@ -163,11 +163,19 @@ void Scheduler::name_service_back() {
   }
 }
 
-// A slice of the oldest delete or bounce. The index may change between slices, so a scan that meets a
-// change of its size starts again; what it has met is gone by then or about to be.
+// A slice of the oldest delete or bounce that has something to do. The index may change between slices, so a scan that
+// meets a change of its size starts again; what it has met is gone by then or about to be. It is done once a round has
+// met nothing: what is in flight, or being read, ends when it comes back, and until then a restart has to go on with it.
 void Scheduler::run_removals() {
   if (removals_.empty() || stopping_) return;
-  Removal& removal = removals_.front();
+  auto next = std::find_if(removals_.begin(), removals_.end(), [this](const Removal& one) { return one.next_at <= now(); });
+  if (next == removals_.end()) {
+    auto earliest = std::min_element(removals_.begin(), removals_.end(),
+                                     [](const Removal& a, const Removal& b) { return a.next_at < b.next_at; });
+    context_.io.timers().arm(removal_timer_, earliest->next_at);
+    return;
+  }
+  Removal& removal = *next;
   PendingEnd end;
   end.type = removal.command == Command::bounce ? events::Type::bounced : events::Type::removed;
   end.why.action = Action::bounce;
@@ -180,7 +188,11 @@ void Scheduler::run_removals() {
   end.sender = removal.filter.sender;
   size_t found = 0;
   auto visit = [&](Item& item) {
-    if (item.ending || !matches(item, removal.filter)) return;
+    if (!matches(item, removal.filter)) return;
+    if (item.ending) {
+      ++removal.out;
+      return;
+    }
     ++found;
     end_when_resident(item, end);
   };
@@ -188,13 +200,13 @@ void Scheduler::run_removals() {
     removal.capacity = index_.capacity();
     removal.slot = 0;
   }
-  bool done = false;
   if (!removal.filter.id.empty()) {
     if (Item* item = index_.find(removal.filter.id)) {
       std::vector<Item*> parts = item->fanout ? item->fanout->items : std::vector<Item*>{item};
       for (Item* part : parts) visit(*part);
     }
-    done = true;
+    removal.found = found;
+    removal.slot = removal.capacity;
   } else {
     size_t until = std::min(removal.slot + kSlice, removal.capacity);
     // Ending an item may move a later one into a slot already passed (erase shifts back), never past
@@ -207,17 +219,18 @@ void Scheduler::run_removals() {
       ++removal.slot;
     }
     removal.found += found;
-    if (removal.slot >= removal.capacity) {
-      // Items shifted back behind the scan are met by one more round; a round that meets none ends it.
-      done = removal.found == 0;
-      removal.slot = 0;
-      removal.found = 0;
-    }
   }
-  if (done) {
-    auto finished = std::move(removal.done);
-    removals_.pop_front();
-    finished();
+  if (removal.slot >= removal.capacity) {
+    // Items shifted back behind the scan are met by one more round.
+    bool done = removal.found == 0 && removal.out == 0;
+    if (removal.found == 0) removal.next_at = now() + 1000 * kMillisecond;
+    removal.slot = 0;
+    removal.found = removal.out = 0;
+    if (done) {
+      auto finished = std::move(removal.done);
+      removals_.erase(next);
+      finished();
+    }
   }
   if (!removals_.empty()) context_.io.timers().arm(removal_timer_, now() + kMillisecond);
 }

@@ -191,6 +191,8 @@ class Scheduler final : public Dispatcher, public Intake {
     size_t slot = 0;      // of the index: how far the scan has come
     size_t capacity = 0;  // of the index when the scan began
     uint64_t found = 0;   // in this round
+    uint64_t out = 0;     // in this round: that end when they come back, which a restart would forget
+    int64_t next_at = 0;  // monotonic: when it looks again, if only such were met
     std::optional<RecipientResult> why;  // not an operator's word
   };
 
