@@ -380,7 +380,14 @@ void Scheduler::answered(Permit& permit) {
     return free_request(permit);
   }
   hold_grant(permit);
-  if (!permit.queue) return pump(*permit.site, permit.subject.source);
+  if (!permit.queue) {
+    pump(*permit.site, permit.subject.source);
+    if (permit.purpose == shaping::Purpose::connect && permit.state == Permit::State::granted &&
+        permit.site->slot_link.linked()) {
+      keep_slot(*permit.site);
+    }
+    return;
+  }
   SubQueue& queue = *permit.queue;
   queue.parked = false;
   update_turn(queue);

@@ -21,6 +21,8 @@ constexpr int64_t kOutcomesBehind = 100 * kMillisecond;
 constexpr int64_t kAdmissionDelay = 1 * kSecond;
 // Attempts of a site that are lent to another shard at once: a few for each of its connections.
 constexpr uint32_t kLent = 16;
+// How long a slot is kept for a site that waits for a permit too.
+constexpr int64_t kOwed = 120 * kSecond;
 constexpr uint32_t kDrainFatal = 64;  // items ended in one go
 
 }  // namespace
@@ -59,6 +61,7 @@ Scheduler::Scheduler(Context context) : context_(std::move(context)), prng_(cont
   waiter_timer_.bind<&Scheduler::on_waiter_timer>(this);
   note_timer_.bind<&Scheduler::retry_failed_notes>(this);
   sweep_timer_.bind<&Scheduler::sweep>(this);
+  owed_timer_.bind<&Scheduler::forget_owed>(this);
   gate_timer_.bind<&Scheduler::open_gate>(this);
   loads_freed_.bind<&Scheduler::on_loads_freed>(this);
   removal_timer_.bind<&Scheduler::run_removals>(this);
@@ -673,7 +676,7 @@ void Scheduler::pump(Site& site, unsigned source) {
     lane->wake();
   }
   while (coming < work && group.open < limit) {
-    if (lanes_open_ >= share) {
+    if (lanes_open_ + (owed_ && owed_ != &site) >= share) {
       // The next lane that closes, whatever its site, makes room here.
       if (!site.slot_link.linked()) slot_waiters_.push_back(site);
       return;
@@ -684,6 +687,7 @@ void Scheduler::pump(Site& site, unsigned source) {
     }
     if (group.limited && !connection_permitted(site, source)) return;
     site.connect_rate.charge(now());
+    if (owed_ == &site) owed_ = nullptr;
     ++group.open;
     ++group.connecting;
     ++lanes_open_;
@@ -1110,12 +1114,29 @@ void Scheduler::lane_closed(Lane& lane, const LaneEnd& end) {
   // Sites that wait for a slot come first, in their order; this one goes to the end of them.
   if (slot_waiters_.empty()) return pump(site, lane.source);
   if (!site.slot_link.linked()) slot_waiters_.push_back(site);
-  // One that has no use for the slot now (held, paced, its mail gone) leaves it to the next.
+  serve_slot_waiters();
+}
+
+// One that has no use for the slot now (held, paced, its mail gone) leaves it to the next.
+void Scheduler::serve_slot_waiters() {
+  if (owed_) on_site_timer(*owed_);
   while (lanes_open_ < total_share()) {
     Site* waiting = slot_waiters_.pop_front();
     if (!waiting) return;
     on_site_timer(*waiting);
+    if (waiting->slot_link.linked()) return;  // what is free is kept for another
   }
+}
+
+void Scheduler::keep_slot(Site& site) {
+  if (owed_) return;
+  owed_ = &site;
+  context_.io.timers().arm(owed_timer_, now() + kOwed);
+}
+
+void Scheduler::forget_owed() {
+  owed_ = nullptr;
+  serve_slot_waiters();
 }
 
 void Scheduler::hold_site(Site& site, unsigned source, const LaneEnd& end, int64_t begun) {

@@ -234,6 +234,10 @@ class Scheduler final : public Dispatcher, public Intake {
   Attempt* make_attempt(Item& item, const Site& site);
   // Between shards: see LaneGroup::borrowed.
   void lend(Site& site, unsigned source);
+  // Slots of --total-connections.
+  void serve_slot_waiters();
+  void keep_slot(Site& site);
+  void forget_owed();
   void on_borrowed(reactor::Letter& letter);
   void on_returned(reactor::Letter& letter);
   void return_borrowed(Attempt& attempt);
@@ -379,6 +383,10 @@ class Scheduler final : public Dispatcher, public Intake {
   IntrusiveList<Message, &Message::resident_link> residents_;
   IntrusiveList<AdmissionWaiter, &AdmissionWaiter::link> waiters_;
   IntrusiveList<Site, &Site::slot_link> slot_waiters_;  // mail waits for --total-connections
+  // One of them was permitted a connection while there was no slot: the next slot is kept for it, until it is permitted
+  // one again. Else sites that need no permit would always be quicker.
+  Site* owed_ = nullptr;
+  reactor::Timer owed_timer_;
   IntrusiveList<Site, &Site::load_link> load_waiters_;  // a free lane waits for room to read mail back
   reactor::Deferred loads_freed_;
   reactor::Timer waiter_timer_, note_timer_, sweep_timer_, gate_timer_;
