@@ -416,14 +416,15 @@ bool Session::pump_pipelined(int64_t now) {
 
 bool Session::pump_lockstep(int64_t now) {
   if (!expected_empty() || !commands_.empty()) return false;
+  // Before the next is taken: from then on its MAIL is to leave at once, since a rate may have counted it.
+  if (transactions_.empty() && need_reset_ && (may_start() || !again_.empty())) {
+    write_reset();
+    return false;
+  }
   Transaction* current = transactions_.empty() ? start_next(now) : transactions_.back();
   if (current == nullptr) return false;
   if (!current->mail_sent) {
-    if (need_reset_) {
-      write_reset();
-    } else {
-      write_mail(*current);
-    }
+    write_mail(*current);
     return false;
   }
   if (!current->mail_ok) {

@@ -280,6 +280,18 @@ TEST_F(SessionTest, ResetFollowsADataThatWasRefusedForWantOfRecipients) {
   EXPECT_EQ(peer(fmt::format("250 reset\r\n{}", kAccepted)), "two\r\n.\r\n");
 }
 
+// A rate counts it from when it is taken.
+TEST_F(SessionTest, WithoutPipeliningTheNextIsTakenOnceTheResetIsAnswered) {
+  add("one\r\n");
+  add("two\r\n");
+  open(kPlain);
+  peer("250 ok\r\n");
+  EXPECT_EQ(peer("550 5.1.1 who?\r\n"), "RSET\r\n");
+  EXPECT_EQ(queue_.size(), 1u);
+  EXPECT_EQ(peer("250 reset\r\n").substr(0, 10), "MAIL FROM:");
+  EXPECT_TRUE(queue_.empty());
+}
+
 TEST_F(SessionTest, RefusedMailIsEveryRecipientsAndNeedsNoReset) {
   add("one\r\n", {"a@d.example", "b@d.example"});
   add("two\r\n");

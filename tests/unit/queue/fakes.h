@@ -95,6 +95,9 @@ class FakeAgent final : public Agent {
   struct FakeLane final : Lane {
     FakeAgent* agent = nullptr;
     bool woken = false, retired = false, ready = false;
+    int64_t ready_at = 0;
+    uint32_t messages = 0;
+    reactor::Timer timer;
     std::deque<Attempt*> out;
     void wake() override { woken = true; agent->schedule(); }
     void retire() override { retired = true; agent->schedule(); }
@@ -111,6 +114,10 @@ class FakeAgent final : public Agent {
   Lane* open(Site&, unsigned) override {
     auto lane = std::make_unique<FakeLane>();
     lane->agent = this;
+    lane->ready_at = io_.now() + connect_ns;
+    lane->timer.owner = this;
+    lane->timer.call = [](void* self) { static_cast<FakeAgent*>(self)->on_turn(); };
+    if (connect_ns > 0) io_.timers().arm(lane->timer, lane->ready_at);
     ++opened;
     lanes.push_back(std::move(lane));
     most_lanes = std::max(most_lanes, lanes.size());
@@ -122,6 +129,8 @@ class FakeAgent final : public Agent {
   // The script: how many attempts a lane takes at once, what becomes of an attempt, what a domain's
   // route is, and whether connections fail.
   size_t depth = 1;
+  int64_t connect_ns = 0;      // how long a connection takes
+  uint32_t messages_most = 0;  // a connection; 0: any number
   bool hold_attempts = false;  // taken, but finished only by finish_all()
   std::function<void(Attempt&)> serve = [](Attempt& attempt) {
     for (auto& result : attempt.results) {
@@ -163,6 +172,7 @@ class FakeAgent final : public Agent {
         close(i--, *failure);
         continue;
       }
+      if (!lane.ready && io_.now() < lane.ready_at) continue;
       if (!lane.ready) {
         lane.ready = lane.woken = true;
         dispatcher_->lane_ready(lane);
@@ -186,8 +196,12 @@ class FakeAgent final : public Agent {
         for (uint32_t number : attempt->recipients) text += "/" + std::to_string(number);
         attempted.push_back(text);
         lane.out.push_back(attempt);
+        if (++lane.messages == messages_most) {
+          lane.retired = true;
+          break;
+        }
       }
-      if (!lane.out.empty() && !hold_attempts) schedule();
+      if ((lane.retired || !lane.out.empty()) && !hold_attempts) schedule();
     }
   }
   void finish(FakeLane& lane) {

@@ -198,6 +198,21 @@ TEST_F(LimitsTest, WhatIsLentToAnotherShardKeepsToARate) {
   EXPECT_GE(sent_.size(), 55u);
 }
 
+// Two shards have all connections, each takes longer than a permit is good for, and carries one message.
+TEST_F(LimitsTest, WhatIsLentIsPermittedOnceItsConnectionIsThere) {
+  config_.destination_connections = 2;
+  build(8, "[provider.big]\nmx = [\"*.big.example\"]\n[provider.big.total]\nattempt-rate = \"4/s\"\n");
+  route_all_to(".mx.big.example", true);
+  for (auto& shard : shards_) {
+    shard->agent->connect_ns = 300 * kMs;
+    shard->agent->messages_most = 1;
+  }
+  for (int i = 0; i < 120; ++i) enqueue(static_cast<unsigned>(i % 8), "d" + std::to_string(i % 3) + ".example", "t" + std::to_string(i % 2));
+  for (int step = 0; step < 600; ++step) run(100 * kMs);
+  EXPECT_EQ(sent_.size(), 120u);
+  EXPECT_LE(most_in_a_window(sent_, kSecond), 4u);
+}
+
 TEST_F(LimitsTest, AReloadBeginsNoRateOfConnectionsAnew) {
   config_.connect_rate = {2, 10'000};
   build(1, "");

@@ -615,6 +615,26 @@ TEST_F(SchedulerTest, PauseHoldsMatchingMailUntilItIsResumed) {
   EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
 }
 
+// Until then a restart has to go on with it.
+TEST_F(SchedulerTest, ADeleteIsDoneOnceWhatWasInFlightHasEnded) {
+  start();
+  agent_->hold_attempts = true;
+  enqueue({"a@example.com"}, "", "x@example.org");
+  run();
+  ASSERT_EQ(scheduler_->stats().in_flight, 1u);
+  Filter filter;
+  filter.sender = "x@example.org";
+  bool done = false;
+  scheduler_->end_matching(Command::remove, filter, [&] { done = true; });
+  for (int second = 0; second < 5; ++second) run();
+  EXPECT_FALSE(done);
+  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
+  agent_->finish_all();
+  for (int second = 0; second < 5; ++second) run();
+  EXPECT_TRUE(done);
+  EXPECT_EQ(sink_.count(events::Type::removed), 1u);
+}
+
 TEST_F(SchedulerTest, DeleteEndsEachRecipientWithAnEventAndNoReport) {
   start();
   all_results(Action::defer, 451, "4.0.0", events::Scope::message);
