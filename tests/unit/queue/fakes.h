@@ -95,7 +95,7 @@ class FakeAgent final : public Agent {
   struct FakeLane final : Lane {
     FakeAgent* agent = nullptr;
     bool woken = false, retired = false, ready = false;
-    int64_t ready_at = 0;
+    int64_t ready_at = 0, idle_since = 0;
     uint32_t messages = 0;
     reactor::Timer timer;
     std::deque<Attempt*> out;
@@ -131,6 +131,7 @@ class FakeAgent final : public Agent {
   size_t depth = 1;
   int64_t connect_ns = 0;      // how long a connection takes
   uint32_t messages_most = 0;  // a connection; 0: any number
+  int64_t idle_ns = 0;         // after which a connection closes; 0: never
   bool hold_attempts = false;  // taken, but finished only by finish_all()
   std::function<void(Attempt&)> serve = [](Attempt& attempt) {
     for (auto& result : attempt.results) {
@@ -177,6 +178,10 @@ class FakeAgent final : public Agent {
         lane.ready = lane.woken = true;
         dispatcher_->lane_ready(lane);
       }
+      if (idle_ns > 0 && !lane.woken && lane.out.empty() && io_.now() >= lane.idle_since + idle_ns) {
+        close(i--, LaneEnd{});
+        continue;
+      }
       if (lane.retired) {
         while (!lane.out.empty() && !hold_attempts) finish(lane);
         if (lane.out.empty()) close(i--, LaneEnd{});
@@ -190,6 +195,8 @@ class FakeAgent final : public Agent {
         Attempt* attempt = dispatcher_->take(lane);
         if (!attempt) {
           lane.woken = false;
+          lane.idle_since = io_.now();
+          if (idle_ns > 0) io_.timers().arm(lane.timer, lane.idle_since + idle_ns);
           break;
         }
         std::string text = attempt->message->id.to_string();

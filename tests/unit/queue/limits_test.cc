@@ -206,6 +206,7 @@ TEST_F(LimitsTest, WhatIsLentIsPermittedOnceItsConnectionIsThere) {
   for (auto& shard : shards_) {
     shard->agent->connect_ns = 300 * kMs;
     shard->agent->messages_most = 1;
+    shard->agent->idle_ns = 500 * kMs;
   }
   for (int i = 0; i < 120; ++i) enqueue(static_cast<unsigned>(i % 8), "d" + std::to_string(i % 3) + ".example", "t" + std::to_string(i % 2));
   for (int step = 0; step < 600; ++step) run(100 * kMs);
