@@ -480,10 +480,11 @@ void Scheduler::destroy(Item& item) {
 }
 
 int64_t Scheduler::expiry_clock_s() const {
-  return (wall_base_ms_ + (now() - monotonic_base_) / kMillisecond) / 1000;
+  int64_t derived_ms = wall_base_ms_ + (now() - monotonic_base_) / kMillisecond;
+  return std::min(derived_ms, context_.io.wall_ms()) / 1000;  // one set back is believed at once
 }
 
-// Steps of the wall clock move the expiry of mail only slowly: a jump ahead of more than an hour, which
+// Steps ahead of the wall clock move the expiry of mail only slowly: a jump of more than an hour, which
 // may be a mistake, is logged and believed after a quarter of an hour.
 void Scheduler::watch_wall_clock() {
   int64_t derived_ms = wall_base_ms_ + (now() - monotonic_base_) / kMillisecond;

@@ -262,7 +262,7 @@ class Scheduler final : public Dispatcher, public Intake {
   uint32_t connection_limit(const LaneGroup& group) const;
   uint32_t total_share() const;
   void queue_event(Site& site, const LaneEnd& end, unsigned source);
-  int64_t expiry_clock_s() const;  // UTC seconds, blind to steps of the wall clock
+  int64_t expiry_clock_s() const;  // UTC seconds, blind to jumps ahead of the wall clock
   void watch_wall_clock();
 
   // ---- limits of the shaping file (limits.cc)

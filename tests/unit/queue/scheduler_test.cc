@@ -497,6 +497,18 @@ TEST_F(SchedulerTest, AJumpOfTheClockExpiresNothingAtOnce) {
   EXPECT_EQ(sink_.count(events::Type::expired), 0u);
 }
 
+TEST_F(SchedulerTest, AClockSetBackExpiresNoNewMail) {
+  start();
+  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
+  enqueue({"a@example.com"});
+  run();
+  world_.run_for(kSecond / 2);  // it looks at the clock each second
+  world_.step_wall(-30 * 86'400'000LL);
+  enqueue({"a@example.com"});
+  run(10);
+  EXPECT_EQ(sink_.count(events::Type::expired), 0u);
+}
+
 TEST_F(SchedulerTest, ARestartChangesNoSchedule) {
   start();
   all_results(Action::defer, 451, "4.0.0", events::Scope::message);
