@@ -84,6 +84,18 @@ bool Scheduler::paused(const Item& item) const {
   return false;
 }
 
+// What another shard has lent may have waited here since before the pause.
+bool Scheduler::paused(const Attempt& borrowed) const {
+  const Message& message = *borrowed.message;
+  const mail::Envelope& envelope = message.envelope;
+  auto of = [](const std::string& wanted, std::string_view is) { return wanted.empty() || wanted == is; };
+  return std::any_of(pauses_.begin(), pauses_.end(), [&](const PauseRule& rule) {
+    const Filter& filter = rule.filter;
+    return (filter.id.empty() || filter.id == message.id) && of(filter.domain, borrowed.subject.domain) &&
+           of(filter.job, envelope.job) && of(filter.account, envelope.account) && of(filter.sender, envelope.reverse_path);
+  });
+}
+
 uint64_t Scheduler::count_matching(const Filter& filter) const {
   uint64_t recipients = 0;
   std::vector<uint32_t> numbers;
@@ -117,6 +129,7 @@ void Scheduler::remove_pause(uint64_t number) {
 void Scheduler::end_matching(Command command, Filter filter, std::function<void()> done) {
   removals_.push_back({command, std::move(filter), std::move(done), 0, index_.capacity(), 0, 0, 0, std::nullopt});
   if (started_) context_.io.timers().arm(removal_timer_, now());
+  return_all_borrowed();  // what is met of it ends at home
 }
 
 void Scheduler::resume_paused() {

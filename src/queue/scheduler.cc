@@ -189,9 +189,7 @@ void Scheduler::adopt(config::Snapshot config) {
     }
   }
   // What is borrowed has the limits of before: its home lends it anew.
-  for (auto& [name, site] : sites_) {
-    for (LaneGroup& group : site->groups) return_all_borrowed(group);
-  }
+  return_all_borrowed();
   // A limit that rose lets more go; where this shard has no share any more, its mail is lent to one that has.
   if (!started_ || stopping_) return;
   for (auto& [name, site] : sites_) on_site_timer(*site);
@@ -938,11 +936,15 @@ Attempt* Scheduler::next_borrowed(LaneGroup& group) {
   for (Attempt* at = group.borrowed.front(); at; at = group.borrowed.next(*at)) {
     if (at->request && at->request->state == Permit::State::asked) asking.push_back(at->lent_from);
   }
-  for (Attempt* at = group.borrowed.front(); at; at = group.borrowed.next(*at)) {
-    if (!borrowed_permitted(*at, asking)) continue;
+  for (Attempt *at = group.borrowed.front(), *next; at; at = next) {
+    next = group.borrowed.next(*at);
+    bool pause = !pauses_.empty() && paused(*at);
+    if (!pause && !borrowed_permitted(*at, asking)) continue;
     at->link.unlink();
     --group.borrowed_count;
-    return at;
+    if (!pause) return at;
+    forget_request(*at);
+    return_borrowed(*at);
   }
   return nullptr;
 }
@@ -984,6 +986,12 @@ void Scheduler::on_borrowed(reactor::Letter& letter) {
   if (stopping_ || group.held(now())) return return_all_borrowed(group);
   find_limits(attempt, site);
   pump(site, attempt.source);
+}
+
+void Scheduler::return_all_borrowed() {
+  for (auto& [name, site] : sites_) {
+    for (LaneGroup& group : site->groups) return_all_borrowed(group);
+  }
 }
 
 void Scheduler::return_all_borrowed(LaneGroup& group) {

@@ -242,6 +242,7 @@ class Scheduler final : public Dispatcher, public Intake {
   void on_returned(reactor::Letter& letter);
   void return_borrowed(Attempt& attempt);
   void return_all_borrowed(LaneGroup& group);
+  void return_all_borrowed();
   void release_attempt(Attempt& attempt);
   void on_site_timer(Site& site);
   void load_again(Item& item);
@@ -341,6 +342,7 @@ class Scheduler final : public Dispatcher, public Intake {
   // ---- operator (control.cc)
   bool matches(const Item& item, const Filter& filter) const;
   bool paused(const Item& item) const;
+  bool paused(const Attempt& borrowed) const;
   void resume_paused();
   void run_removals();
   void sweep();  // a slice of all items: expiry of those that are due but may not go

@@ -214,6 +214,27 @@ TEST_F(LimitsTest, WhatIsLentIsPermittedOnceItsConnectionIsThere) {
   EXPECT_LE(most_in_a_window(sent_, kSecond), 4u);
 }
 
+TEST_F(LimitsTest, APauseMeetsWhatIsLent) {
+  config_.total_connections = 1;
+  build(2, "");
+  route_all_to(".mx.example", true);
+  shards_[0]->agent->hold_attempts = true;
+  shards_[0]->agent->idle_ns = kSecond;
+  enqueue(0, "other.example");
+  run(kSecond);
+  for (int i = 0; i < 5; ++i) enqueue(1, "d.example");
+  run(kSecond);
+  Filter filter;
+  filter.domain = "d.example";
+  for (auto& shard : shards_) shard->scheduler->add_pause(1, filter);
+  shards_[0]->agent->finish_all();
+  run(30 * kSecond);
+  EXPECT_EQ(sent_.size(), 1u);
+  for (auto& shard : shards_) shard->scheduler->remove_pause(1);
+  run(30 * kSecond);
+  EXPECT_EQ(sent_.size(), 6u);
+}
+
 TEST_F(LimitsTest, AReloadBeginsNoRateOfConnectionsAnew) {
   config_.connect_rate = {2, 10'000};
   build(1, "");
