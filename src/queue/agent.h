@@ -6,6 +6,7 @@
 // it idles until wake() or its idle time-out. Several Attempts may be out on one lane (pipelining).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -94,6 +95,8 @@ struct Attempt : reactor::Letter {
   Permit* request = nullptr;             // the borrower's for it, until a lane takes it; nullptr: no limit is on it
   const SubQueue* lent_from = nullptr;   // a name only, at the borrower
   int64_t held_until = 0;                // given back because of a hold until then (monotonic)
+  std::atomic<bool> unwanted = false;    // its home has ended it: no lane takes it any more
+  Link home_link;                        // on the home's list of what it has lent
   Link link;                             // on the borrower's list until a lane takes it
 };
 

@@ -481,6 +481,10 @@ PendingEnd Scheduler::take_ending(Item& item) {
 void Scheduler::end_when_resident(Item& item, PendingEnd end) {
   if (item.state == State::in_flight || item.state == State::recording || item.state == State::loading) {
     set_ending(item, std::move(end));
+    // Another shard may not have begun it yet.
+    for (Attempt* lent = lent_.front(); lent && item.state == State::in_flight; lent = lent_.next(*lent)) {
+      if (lent->item == &item) lent->unwanted.store(true, std::memory_order_relaxed);
+    }
     return;
   }
   if (item.message) {

@@ -111,6 +111,8 @@ Scheduler::~Scheduler() {
   }
   while (slot_waiters_.pop_front()) {
   }
+  while (lent_.pop_front()) {
+  }
   loads_freed_.cancel();
   while (load_waiters_.pop_front()) {
   }
@@ -938,11 +940,11 @@ Attempt* Scheduler::next_borrowed(LaneGroup& group) {
   }
   for (Attempt *at = group.borrowed.front(), *next; at; at = next) {
     next = group.borrowed.next(*at);
-    bool pause = !pauses_.empty() && paused(*at);
-    if (!pause && !borrowed_permitted(*at, asking)) continue;
+    bool goes_home = at->unwanted.load(std::memory_order_relaxed) || (!pauses_.empty() && paused(*at));
+    if (!goes_home && !borrowed_permitted(*at, asking)) continue;
     at->link.unlink();
     --group.borrowed_count;
-    if (!pause) return at;
+    if (!goes_home) return at;
     forget_request(*at);
     return_borrowed(*at);
   }
@@ -964,6 +966,7 @@ void Scheduler::lend(Site& site, unsigned source) {
     const Destination& destination = *queue.destination;
     attempt->route = site.route;
     attempt->lent_by = &site;
+    lent_.push_back(*attempt);
     attempt->lent_from = &queue;
     attempt->source = source;
     attempt->subject = {{}, {}, source, destination.domain, destination.pool, queue.tenant, queue.job};
@@ -1013,6 +1016,7 @@ void Scheduler::on_returned(reactor::Letter& letter) {
   auto& attempt = static_cast<Attempt&>(letter);
   // The site that lent it; the destination may have moved to another since.
   Site& site = *attempt.lent_by;
+  attempt.home_link.unlink();
   LaneGroup& group = site.groups[attempt.source];
   --group.lent;
   if (attempt.held_until > now()) {
@@ -1069,6 +1073,7 @@ Attempt* Scheduler::make_attempt(Item& item, const Site& site) {
   }
   attempt->recipients_learned = 0;
   attempt->receiver_reports = false;
+  attempt->unwanted.store(false, std::memory_order_relaxed);
   ++stats_.attempts;
   return attempt;
 }

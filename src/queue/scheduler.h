@@ -372,6 +372,7 @@ class Scheduler final : public Dispatcher, public Intake {
   reactor::Timer grant_timer_;
   std::vector<shaping::ScopeRef> scratch_scopes_;
   std::vector<const SubQueue*> scratch_queues_;
+  IntrusiveList<Attempt, &Attempt::home_link> lent_;
   std::vector<std::unique_ptr<Permit>> requests_;  // of borrowed attempts
   std::vector<Permit*> requests_free_;
   std::unordered_set<std::string> backed_off_;  // names of pairs

@@ -62,7 +62,7 @@ class FakeSpool final : public spool::Spool {
   std::map<mail::SpoolId, Stored> messages;
   std::map<std::string, std::string> state;
   uint64_t reads = 0;
-  bool stalled = false;
+  bool stalled = false, unreadable = false;
 
  private:
   void on_answer() {
@@ -76,7 +76,10 @@ class FakeSpool final : public spool::Spool {
     }
     auto reads_now = std::move(reads_);
     reads_.clear();
-    for (spool::Read* read : reads_now) read->done(read->owner, *read);
+    for (spool::Read* read : reads_now) {
+      if (unreadable) read->status = fail("the test reads nothing");
+      read->done(read->owner, *read);
+    }
     auto states_now = std::move(states_);
     states_.clear();
     for (auto& done : states_now) done(success());

@@ -1,5 +1,6 @@
 #include "queue/scheduler.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "fakes.h"
@@ -739,6 +740,270 @@ TEST(QueueState, RoundTrip) {
   EXPECT_EQ(back->recipients[0].due_ms, 1767225600123);
   for (size_t size = 0; size < bytes.size(); ++size) {
     EXPECT_FALSE(decode_state(std::string_view(bytes).substr(0, size)).ok());
+  }
+}
+
+// ---- the operator's view and hand
+
+TEST_F(SchedulerTest, ShowTellsWhatIsKnownOfAMessageOfTwoDomains) {
+  start();
+  all_results(Action::defer, 451, "4.2.0", events::Scope::message);
+  mail::SpoolId id = enqueue({"a@one.example", "b@two.example"}, "news");
+  run();
+  int shown = 0;
+  scheduler_->show(id, [&](Result<MessageRow> row) {
+    ++shown;
+    ASSERT_TRUE(row.ok());
+    EXPECT_EQ(row->id, id);
+    EXPECT_EQ(row->job, "news");
+    EXPECT_EQ(row->reverse_path, "from@example.org");
+    EXPECT_GT(row->size, 0u);
+    ASSERT_EQ(row->recipients.size(), 2u);
+    for (const RecipientRow& recipient : row->recipients) {
+      EXPECT_EQ(recipient.state, "waiting for its next attempt");
+      EXPECT_EQ(recipient.attempts, 1u);
+      EXPECT_EQ(recipient.why, "451 4.2.0 said the test");
+      EXPECT_GT(recipient.next_attempt_ms, io_->wall_ms());
+    }
+  });
+  run();
+  EXPECT_EQ(shown, 1);
+}
+
+TEST_F(SchedulerTest, ShowTellsAHoldOfADomainOrASite) {
+  start();
+  LaneEnd end;
+  end.cause = LaneEnd::Cause::failed;
+  end.reply = "connection refused";
+  agent_->fail_connect = end;
+  agent_->route = [](const std::string& domain) {
+    dns::Route found;
+    found.verdict = domain == "lost.example" ? dns::Verdict::temporary : dns::Verdict::usable;
+    found.reason = "SERVFAIL";
+    found.site = "mx." + domain;
+    found.valid_until_ns = domain == "lost.example" ? 0 : INT64_MAX;
+    return found;
+  };
+  mail::SpoolId id = enqueue({"a@lost.example", "b@two.example"});
+  run();
+  std::map<std::string, std::string> why;
+  scheduler_->show(id, [&](Result<MessageRow> row) {
+    ASSERT_TRUE(row.ok());
+    for (const RecipientRow& recipient : row->recipients) why[recipient.address] = recipient.why;
+  });
+  run();
+  EXPECT_NE(why["a@lost.example"].find("SERVFAIL"), std::string::npos) << why["a@lost.example"];
+  EXPECT_EQ(why["b@two.example"], "connection refused");
+}
+
+TEST_F(SchedulerTest, ShowReadsWhatIsNotInMemory) {
+  start();
+  scheduler_->add_pause(1, Filter{});
+  mail::SpoolId id = enqueue({"a@one.example"});
+  run();
+  std::vector<std::string> answers;
+  auto note = [&](Result<MessageRow> row) {
+    if (!row.ok()) return answers.push_back(row.error().text);
+    answers.push_back(std::string(row->resident ? "resident " : "read ") + row->recipients.at(0).state);
+  };
+  scheduler_->show(id, note);
+  run();
+  spool_->unreadable = true;
+  scheduler_->show(id, note);
+  run();
+  spool_->unreadable = false;
+  std::string metadata = std::exchange(spool_->messages[id].metadata, "no metadata");
+  scheduler_->show(id, note);
+  run();
+  spool_->messages[id].metadata = metadata;
+  scheduler_->show(ids_.make(io_->wall_ms()), note);
+  ASSERT_EQ(answers.size(), 4u);
+  EXPECT_EQ(answers[0], "read paused");
+  EXPECT_EQ(answers[1], "the test reads nothing");
+  EXPECT_NE(answers[2], "");
+  EXPECT_NE(answers[3].find("no such message in the queue"), std::string::npos);
+}
+
+TEST_F(SchedulerTest, AMessageThatLeavesWhileItIsLookedAtIsSaidSo) {
+  start();
+  scheduler_->add_pause(1, Filter{});
+  mail::SpoolId id = enqueue({"a@one.example"});
+  run();
+  std::string answer;
+  scheduler_->end_matching(Command::remove, Filter{}, [] {});
+  for (int i = 0; i < 40 && answer.find("left the queue") == answer.npos; ++i) {
+    scheduler_->show(id, [&](Result<MessageRow> row) { answer = row.ok() ? "" : row.error().text; });
+    world_.run_for(kSecond / 2000);
+  }
+  run();
+  EXPECT_FALSE(answer.empty());
+}
+
+TEST_F(SchedulerTest, MailThatCannotBeReadWaitsAndIsNotLost) {
+  start();
+  scheduler_->add_pause(1, Filter{});
+  enqueue({"a@one.example"});
+  run();
+  spool_->unreadable = true;
+  scheduler_->remove_pause(1);
+  run();
+  auto rows = scheduler_->queue_rows();
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0].waiting, 1u);
+  EXPECT_EQ(rows[0].why, "waiting for its next attempt");
+  EXPECT_NEAR(static_cast<double>(rows[0].next_attempt_ms - io_->wall_ms()), 900'000, 2'000);
+  spool_->unreadable = false;
+  run(905);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
+}
+
+TEST_F(SchedulerTest, TheQueueViewTellsEachStage) {
+  config_.destination_connections = 1;
+  start();
+  mail::SpoolId first = enqueue({"a@one.example"});
+  auto why = [this] {
+    auto rows = scheduler_->queue_rows();
+    return rows.size() == 1 ? rows[0].why : fmt::format("{} rows", rows.size());
+  };
+  EXPECT_EQ(why(), "looking for its MX hosts");
+  agent_->hold_attempts = true;
+  run();
+  enqueue({"b@one.example"});
+  EXPECT_EQ(why(), "all connections of the site are in use");
+  auto rows = scheduler_->queue_rows();
+  EXPECT_EQ(rows[0].oldest_ms, first.time_ms());
+  EXPECT_EQ(rows[0].in_flight, 1u);
+  EXPECT_EQ(rows[0].connections, 1u);
+  spool_->stalled = true;
+  agent_->finish_all();
+  run();
+  agent_->hold_attempts = true;
+  enqueue({"c@one.example"});
+  run();
+  EXPECT_EQ(why(), "outcomes wait for the disk");
+  spool_->go_on();
+  run();
+  EXPECT_EQ(why(), "being delivered");
+}
+
+TEST_F(SchedulerTest, ExplainTellsWhereMailStands) {
+  start();
+  mail::SpoolId of_two = enqueue({"a@one.example", "b@two.example"});
+  auto why = [this](std::string_view domain) {
+    auto rows = scheduler_->explain(domain, {});
+    return rows.size() == 1 ? rows[0].why : fmt::format("{} rows", rows.size());
+  };
+  EXPECT_EQ(why("one.example"), "looking for its MX hosts");
+  EXPECT_EQ(why("three.example"), "0 rows");
+  LaneEnd end;
+  end.cause = LaneEnd::Cause::failed;
+  end.reply = "connection refused";
+  agent_->fails = [end](const Site& site) {
+    return site.key == "mx.one.example" ? std::optional(end) : std::nullopt;
+  };
+  all_results(Action::defer, 451, "4.2.0", events::Scope::message);
+  run();
+  EXPECT_EQ(why("one.example"), "held: connection refused");
+  auto rows = scheduler_->explain({}, of_two);
+  ASSERT_EQ(rows.size(), 2u);
+  for (const ExplainRow& row : rows) {
+    EXPECT_GT(row.next_attempt_ms, io_->wall_ms()) << row.domain;
+    EXPECT_EQ(row.messages, 1u);
+    EXPECT_EQ(row.held_until_ms > 0, row.domain == "one.example");
+    EXPECT_EQ(row.waiting, row.domain == "two.example" ? 1u : 0u);
+  }
+  mail::SpoolId single = enqueue({"c@one.example"});
+  EXPECT_EQ(scheduler_->explain({}, single).size(), 1u);
+  EXPECT_TRUE(scheduler_->explain({}, ids_.make(io_->wall_ms())).empty());
+}
+
+TEST_F(SchedulerTest, RetryEndsHoldsToo) {
+  start();
+  LaneEnd end;
+  end.cause = LaneEnd::Cause::failed;
+  agent_->fail_connect = end;
+  enqueue({"a@example.com"});
+  run();
+  agent_->fail_connect.reset();
+  Filter other;
+  other.domain = "other.example";
+  scheduler_->retry_matching(other);
+  run();
+  EXPECT_EQ(sink_.count(events::Type::delivered), 0u);
+  scheduler_->retry_matching(Filter{});
+  run();
+  EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
+}
+
+TEST_F(SchedulerTest, ABounceOfOneMessageByItsIdIsReportedOnceADomain) {
+  start();
+  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
+  Filter filter;
+  filter.id = enqueue({"a@one.example", "b@two.example", "c@two.example"});
+  enqueue({"d@one.example"});
+  run();
+  EXPECT_EQ(scheduler_->count_matching(filter), 3u);
+  bool done = false;
+  scheduler_->end_matching(Command::bounce, filter, [&] { done = true; });
+  run(5);
+  EXPECT_TRUE(done);
+  EXPECT_EQ(sink_.count(events::Type::bounced), 3u);
+  EXPECT_EQ(reporter_->reported.size(), 2u);
+  EXPECT_EQ(scheduler_->stats().items, 1u);
+  EXPECT_EQ(scheduler_->count_matching(filter), 0u);
+  done = false;
+  scheduler_->end_matching(Command::remove, filter, [&] { done = true; });
+  run(2);
+  EXPECT_TRUE(done) << "there is nothing left of it";
+}
+
+TEST_F(SchedulerTest, ADeleteReadsBackWhatItHasToCompare) {
+  start();
+  scheduler_->add_pause(1, Filter{});
+  for (int i = 0; i < 20; ++i) enqueue({"a@example.com"}, "", i % 2 ? "x@example.org" : "y@example.org");
+  run();
+  Filter filter;
+  filter.sender = "x@example.org";
+  filter.domain = "example.com";
+  bool done = false;
+  scheduler_->end_matching(Command::remove, filter, [&] { done = true; });
+  run(5);
+  EXPECT_TRUE(done);
+  EXPECT_EQ(sink_.count(events::Type::removed), 10u);
+  EXPECT_EQ(scheduler_->stats().items, 10u);
+}
+
+TEST_F(SchedulerTest, PausedMailExpires) {
+  config_.expire_after_ms = 3'600'000;
+  start();
+  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
+  enqueue({"a@one.example", "b@two.example"});
+  run();
+  scheduler_->add_pause(1, Filter{});
+  run(3'800);
+  EXPECT_EQ(sink_.count(events::Type::expired), 2u);
+  EXPECT_EQ(scheduler_->stats().items, 0u);
+}
+
+TEST(Filter, IsReadBackAsItWasWritten) {
+  Filter filter;
+  filter.domain = "d.example";
+  filter.job = "news";
+  filter.sender = "s@example.org";
+  filter.account = "shop";
+  filter.id = {1, 2};
+  filter.before_ms = 1767225600123;
+  std::string bytes = encode_filter(filter);
+  Result<Filter> back = decode_filter(bytes);
+  ASSERT_TRUE(back.ok());
+  EXPECT_EQ(encode_filter(*back), bytes);
+  EXPECT_EQ(back->before_ms, filter.before_ms);
+  EXPECT_EQ(back->id, filter.id);
+  EXPECT_FALSE(back->all());
+  EXPECT_TRUE(decode_filter("")->all());
+  for (std::string_view bad : {std::string_view("dexample"), std::string_view("\0", 1), std::string_view("ino id\0", 7),
+                               std::string_view("zwhat\0", 6)}) {
+    EXPECT_FALSE(decode_filter(bad).ok()) << bad;
   }
 }
 
