@@ -165,7 +165,9 @@ json to_json(const TlsStatus& s) {
               {"failed_alert", s.failed_alert},
               {"failed_protocol", s.failed_protocol},
               {"failed_ended", s.failed_ended},
-              {"sessions_in_the_clear", s.sessions_in_the_clear}};
+              {"sessions_in_the_clear", s.sessions_in_the_clear},
+              {"verified_dane", s.verified_dane},
+              {"blocked", s.blocked}};
 }
 
 json to_json(const AuthStatus& s) {

@@ -166,6 +166,8 @@ std::string show_status(const json& result, const ViewOptions&) {
     const uint64_t failed = t("failed_plaintext") + t("failed_no_common") + t("failed_certificate") +
                             t("failed_alert") + t("failed_protocol") + t("failed_ended");
     out += fmt::format("  {}    {} handshakes, {} resumed, {} failed", title, t("handshakes"), t("resumed"), failed);
+    if (t("verified_dane") > 0) out += fmt::format("; {} verified by DANE", t("verified_dane"));
+    if (t("blocked") > 0) out += fmt::format("; {} hosts not tried", t("blocked"));
     if (t("sessions_in_the_clear") > 0) out += fmt::format("; {} sessions in the clear", t("sessions_in_the_clear"));
     out += '\n';
   }

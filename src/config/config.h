@@ -11,6 +11,7 @@
 
 #include "reactor/address.h"
 #include "tls/context.h"
+#include "tls/level.h"
 
 namespace millrace::config {
 
@@ -22,8 +23,7 @@ enum class Durability : uint8_t { disk, memory };
 enum class Ipv6 : uint8_t { off, prefer, after_ipv4 };
 enum class BadLines : uint8_t { reject, tag, fix };
 enum class ReceivedHeader : uint8_t { full, hide_client, off };
-// Towards receivers. required: no mail in the clear. verified: and the certificate must be good for the host.
-enum class TlsLevel : uint8_t { none, opportunistic, required, verified };
+using TlsLevel = tls::Level;  // towards receivers
 enum class Reports : uint8_t { all, failure, none };
 
 struct Listen {
@@ -102,6 +102,7 @@ struct Config {
 
   // ---- DNS
   std::vector<reactor::Address> dns_servers;  // default: /etc/resolv.conf
+  std::vector<reactor::Address> dnssec_resolvers;  // whose AD counts, beside loopback ones
   int64_t dns_timeout_ms = 5'000;
   int64_t dns_negative_ttl_ms = 300'000;      // at most
   int64_t nxdomain_confirm_ms = 600'000;
@@ -114,7 +115,7 @@ struct Config {
   std::string next_hop_credentials;           // file; empty: none
   uint16_t remote_port = 25;
   bool allow_private_destinations = false;
-  TlsLevel tls = TlsLevel::opportunistic;
+  TlsLevel tls = TlsLevel::automatic;         // where the shaping file says nothing of the domain
   std::map<std::string, TlsLevel> tls_for;    // by host name: that host and those below it
   std::string tls_ca_file = "/etc/ssl/certs/ca-certificates.crt";
   std::vector<reactor::Address> own_addresses;  // --own-address: NAT addresses that are ours

@@ -403,7 +403,7 @@ std::string help() {
 // and keys may be readable by root alone.
 Status read_files(Config& config, bool ca_file_given) {
   auto client = std::make_shared<tls::ClientSettings>();
-  if (!config.tls_ca_file.empty() && (config.tls != TlsLevel::none || !config.next_hop_credentials.empty())) {
+  if (!config.tls_ca_file.empty()) {
     auto authorities = tls::read_authorities(config.tls_ca_file);
     if (authorities) {
       client->ca_pem = std::move(*authorities);

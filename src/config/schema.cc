@@ -301,7 +301,7 @@ constexpr std::pair<std::string_view, TlsLevel> kTlsLevels[] = {{"none", TlsLeve
 
 Row tls_for() {
   Row row = make("tls-for", "HOST=LEVEL",
-                 "The same for one host (an MX, or a next hop) and those below it; goes ahead of --tls, "
+                 "The same for one host (an MX, or a next hop) and those below it; goes ahead of --tls and the shaping file, "
                  "and the longest name ahead of the rest.",
                  Toml::text, Shape::many);
   row.field.set = [](Config& config, std::string_view given) -> Status {
@@ -460,6 +460,13 @@ std::vector<Field> make_schema() {
           "dns-server", "ADDR[:PORT]", &C::dns_servers, parse_server,
           [](const reactor::Address& a) { return a.to_string(); }, "Resolver to ask.")
           .empty_means("those of /etc/resolv.conf"));
+  add(many(
+          "dnssec-resolver", "ADDR", &C::dnssec_resolvers, parse_ip,
+          [](const reactor::Address& a) { return a.host_string(); },
+          "A resolver that checks DNSSEC, on a network where nobody can alter its answers: its word that an answer is secure "
+          "counts, as that of one at a loopback address does. DANE needs such a resolver.")
+          .at_start()
+          .empty_means("loopback addresses only"));
   add(duration("dns-timeout", &C::dns_timeout_ms, 100, 5 * kMinute, "For one query, all tries."));
   add(duration("dns-negative-ttl", &C::dns_negative_ttl_ms, 0, kDay,
                "Longest time that a negative answer is kept."));
@@ -485,13 +492,16 @@ std::vector<Field> make_schema() {
           .empty_means("none"));
   add(number("remote-port", &C::remote_port, 1, 65535, "Port of MX hosts."));
   add(choice<TlsLevel>(
-      "tls", &C::tls, "none|opportunistic|required|verified",
+      "tls", &C::tls, "none|opportunistic|required|verified|dane|auto",
       {{"none", TlsLevel::none},
        {"opportunistic", TlsLevel::opportunistic},
        {"required", TlsLevel::required},
-       {"verified", TlsLevel::verified}},
-      "Encryption towards receivers: where it is offered; or nothing in the clear; or only with a "
-      "certificate that is good for the host."));
+       {"verified", TlsLevel::verified},
+       {"dane", TlsLevel::dane},
+       {"auto", TlsLevel::automatic}},
+      "Encryption towards receivers, for domains of which the shaping file says nothing: where it is offered; or nothing in "
+      "the clear; or only with a certificate that is good for the host; or only as TLSA records say; or (auto) by TLSA "
+      "records where there are any, else where it is offered."));
   add(tls_for().empty_means("none"));
   add(text("tls-ca-file", "FILE", &C::tls_ca_file,
            "PEM: the authorities that receivers' certificates are checked against."));

@@ -424,8 +424,9 @@ class ShapingReader {
     if (domain != "*" && !is_host_name(domain)) {
       return error(line_of(key), fmt::format("'{}' is not a recipient domain in ASCII form", key.str()));
     }
-    std::vector<std::string_view> other = {"source"};
+    std::vector<std::string_view> other = {"source", "tls"};
     read_section(table, title, to_.domains_[domain], kDomainKeys, other);
+    if (const toml::node* level = table.get("tls")) read_tls(*level, domain);
     if (domain == "*" && table.get("source")) {
       return error(line_of(*table.get("source")), "a source's limit for each domain is not kept; write [default.source.NAME]");
     }
@@ -434,6 +435,22 @@ class ShapingReader {
         read_section(one, inner, to_.domain_sources_[{domain, *source}], kDomainKeys, {});
       }
     });
+  }
+
+  void read_tls(const toml::node& node, const std::string& domain) {
+    constexpr std::pair<std::string_view, TlsLevel> kLevels[] = {
+        {"none", TlsLevel::none},         {"opportunistic", TlsLevel::opportunistic}, {"required", TlsLevel::required},
+        {"verified", TlsLevel::verified}, {"dane", TlsLevel::dane},                   {"auto", TlsLevel::automatic}};
+    auto text = node.value_exact<std::string>();
+    std::string all;
+    for (const auto& [word, level] : kLevels) {
+      if (text && *text == word) {
+        to_.tls_[domain] = level;
+        return;
+      }
+      all += fmt::format("{}\"{}\"", all.empty() ? "" : ", ", word);
+    }
+    error(line_of(node), fmt::format("tls: expects one of {}", all));
   }
 
   template <typename Take>
@@ -920,6 +937,13 @@ ShapingChoice Shaping::provider_total(const Provider* provider) const {
   ShapingChoice choice{};
   if (provider) layer(choice, provider->total);
   return choice;
+}
+
+TlsLevel Shaping::tls_of(std::string_view domain, TlsLevel otherwise) const {
+  if (tls_.empty()) return otherwise;
+  auto at = tls_.find(domain);
+  if (at == tls_.end()) at = tls_.find("*");
+  return at == tls_.end() ? otherwise : at->second;
 }
 
 ShapingChoice Shaping::domain(std::string_view domain) const { return named(domains_, domain); }

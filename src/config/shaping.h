@@ -158,6 +158,8 @@ class Shaping {
   ShapingChoice backed_off(const Provider* provider, unsigned source) const;
   int64_t normal_after_ms(const Provider* provider) const;
   // What the operator has written about a 4xx or 5xx reply: the provider's lines first. nullptr: nothing.
+  // What the domain's section says of TLS, or `otherwise`.
+  TlsLevel tls_of(std::string_view domain, TlsLevel otherwise) const;
   const ReplyRule* match_reply(const Provider* provider, uint16_t code, std::string_view text) const;
 
   // The source of a message that has this hash: of the pool's by weight, the one that the pool names,
@@ -197,6 +199,7 @@ class Shaping {
   };
   std::map<std::string, std::vector<Weight>, std::less<>> pool_sources_;
   std::map<std::string, unsigned, std::less<>> sources_by_name_;  // EHLO name (if one's alone) or address
+  std::map<std::string, TlsLevel, std::less<>> tls_;  // by domain, or "*"
   std::vector<MailRule> mail_rules_;
   std::map<unsigned, ShapingSection> sources_;
   ShapingSection any_source_;

@@ -74,17 +74,22 @@ DeliveryAgent::~DeliveryAgent() = default;
 void DeliveryAgent::start(queue::Dispatcher& dispatcher) { dispatcher_ = &dispatcher; }
 
 void DeliveryAgent::resolve(queue::Destination& destination) {
-  const auto done = [this, &destination](const dns::RouteRef& route) {
-    dispatcher_->on_route(destination, route);
+  const config::TlsLevel level = asked_level(*config_, destination.domain);
+  const auto done = [this, &destination, level](const dns::RouteRef& found) {
+    if (found->verdict != dns::Verdict::usable) return dispatcher_->on_route(destination, found);
+    auto route = std::make_shared<dns::Route>(*found);
+    route->tls = tls_demand(*route, destination.domain, level);
+    dispatcher_->on_route(destination, std::move(route));
   };
+  const bool with_dane = level == config::TlsLevel::dane || level == config::TlsLevel::automatic;
   const config::NextHop* hop = &config_->smarthost;
   if (const auto route = config_->routes.find(destination.domain); route != config_->routes.end()) {
     hop = &route->second;
   }
   if (hop->empty()) {
-    mx_.find_hosts(destination.domain, done);
+    mx_.find_hosts(destination.domain, done, with_dane);
   } else {
-    mx_.find_next_hop(hop->host, hop->port, done);
+    mx_.find_next_hop(hop->host, hop->port, done, with_dane);
   }
 }
 

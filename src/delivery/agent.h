@@ -42,6 +42,8 @@ struct AgentStats {
   uint64_t tls_failed_alert = 0;      // the receiver's
   uint64_t tls_failed_protocol = 0;   // broken, or not TLS at all
   uint64_t tls_failed_ended = 0;      // closed, reset or silent
+  uint64_t tls_dane = 0;              // handshakes verified by TLSA records
+  uint64_t tls_blocked = 0;           // hosts not tried: TLSA records not to be had
   uint64_t auth_failures = 0;         // AUTH refused, or not possible
   uint64_t plaintext_sessions = 0;    // that came to transactions in the clear
 };

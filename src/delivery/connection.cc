@@ -139,7 +139,13 @@ void Connection::try_next() {
     if (!agent_.holds_.usable(source_index_, target.address, now)) continue;
     peer_ = target.address;
     host_ = target.host->name;
-    tls_policy_ = tls_policy(*config_, *route_, host_);
+    tls_policy_ = tls_policy(*config_, *route_, *target.host);
+    if (!tls_policy_.blocked.empty()) {
+      note_blocked();
+      continue;
+    }
+    // Others of its site refuse TLS; that changes nothing for this one.
+    if (in_the_clear_ && !may_fall_back(tls_policy_)) continue;
     credentials_ = hop_credentials(*config_, *route_, host_);
     target_began_ = now;
     ++agent_.stats_.connects;
@@ -206,6 +212,19 @@ void Connection::on_connected(reactor::Completion& completion) {
 void Connection::connect_failed(std::string why) {
   note_failure(Stage::connect, fmt::format("{}[{}]: {}", host_, peer_.to_string(), why));
   try_next();
+}
+
+// What is asked of TLS cannot be had of this host, and nothing is asked of it.
+void Connection::note_blocked() {
+  ++agent_.stats_.tls_blocked;
+  tls_unclear_ = true;
+  end_.stage = Stage::starttls;
+  end_.scope = events::Scope::destination;
+  end_.code = 0;
+  end_.enhanced.clear();
+  end_.reply = fmt::format("{}: {}", host_, tls_policy_.blocked);
+  end_.mx = host_;
+  end_.peer = peer_;
 }
 
 // This address is of no use now.
@@ -286,12 +305,17 @@ bool Connection::begin_fallback() {
 
 void Connection::begin_tls() {
   tls::ClientOptions options;
-  options.server_name = host_;
+  options.server_name = tls_policy_.server_name;
   options.verify = tls_policy_.level == config::TlsLevel::verified;
+  options.dane = tls_policy_.dane;
   options.channel_binding = credentials_ && credentials_->authenticates();
   // All that a session was made and checked under.
   tls_session_key_ = fmt::format("{}|{}|{}|{}|{}", source_index_, session_options().ehlo_name, peer_.to_string(), host_,
                                  static_cast<int>(tls_policy_.level));
+  if (tls_policy_.dane) {
+    for (const std::string& name : tls_policy_.dane->names) tls_session_key_ += "|" + name;
+    for (const tls::TlsaRecord& record : tls_policy_.dane->records) tls_session_key_ += "|" + to_string(record);
+  }
   if (credentials_) tls_session_key_ += "|" + credentials_->user;
   options.session_key = tls_session_key_;
   stream_.start_tls(tls::Engine::connect(agent_.tls_context(credentials_), std::move(options)));
@@ -305,6 +329,7 @@ void Connection::on_secure() {
   ++stats.tls_handshakes;
   if (info.resumed) ++stats.tls_resumed;
   if (info.verified != tls::Verified::ok) ++stats.tls_unverified;
+  if (tls_policy_.dane) ++stats.tls_dane;
   session_->secured(io_.now());
   after_event();
 }
@@ -460,6 +485,7 @@ void Connection::finished(queue::Attempt& attempt) {
   attempt.tls_suite = engine != nullptr ? engine->info().suite : std::string_view();
   attempt.tls_verified = engine != nullptr ? tls::to_string(engine->info().verified) : std::string_view();
   attempt.tls_reason.clear();
+  attempt.tls_policy = tls_policy_.name;
   if (engine == nullptr) {
     attempt.tls_reason = in_the_clear_                                      ? tls_refusal_
                          : tls_policy_.level == config::TlsLevel::none ? "TLS is off"

@@ -58,6 +58,7 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   void arm(int64_t deadline);
   void start_session(reactor::Handle handle);
   void note_failure(events::Stage stage, std::string reply);
+  void note_blocked();
   void bounce_all_by_greeting();
   void finish();  // destroys *this
   SessionOptions session_options() const;

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 #include <string>
 
 #include "config/hop_credentials.h"
+#include "config/shaping.h"
 
 namespace millrace::delivery {
 namespace {
@@ -31,9 +33,113 @@ bool always_has_tls(std::string_view host) {
                      [&](std::string_view name) { return is_below(host, name); });
 }
 
-TlsPolicy tls_policy(const config::Config& config, const dns::Route& route, std::string_view host) {
+config::TlsLevel asked_level(const config::Config& config, std::string_view domain) {
+  return config.shaping_rules ? config.shaping_rules->tls_of(domain, config.tls) : config.tls;
+}
+
+dns::TlsDemand tls_demand(const dns::Route& route, std::string_view domain, config::TlsLevel level) {
+  using config::TlsLevel;
+  dns::TlsDemand demand;
+  demand.level = level;
+  // Without TLSA records anywhere `auto` is what `opportunistic` is, and the connections are the same.
+  const bool any = std::any_of(route.hosts.begin(), route.hosts.end(),
+                               [](const dns::Host& host) { return host.dane.state != dns::Dane::State::none; });
+  if (level == TlsLevel::automatic && !any) demand.level = TlsLevel::opportunistic;
+  switch (demand.level) {
+    case TlsLevel::opportunistic:
+      return demand;
+    case TlsLevel::none:
+      demand.key = "none";
+      return demand;
+    case TlsLevel::required:
+      demand.key = "required";
+      return demand;
+    case TlsLevel::verified:
+      demand.key = "verified";
+      return demand;
+    case TlsLevel::dane:
+      demand.key = "dane-only";
+      break;
+    case TlsLevel::automatic:
+      demand.key = "dane";
+      break;
+  }
+  // RFC 7672 3.2.2: by DANE-TA the server may have the domain's name in place of its own. Who shares hosts with ten
+  // thousand others does not, and shall share connections, too; so it counts for hosts within the domain.
+  const bool inside = !route.explicit_hop && std::any_of(route.hosts.begin(), route.hosts.end(), [&](const dns::Host& host) {
+    return host.dane.state == dns::Dane::State::records && is_below(host.dane.base, domain) &&
+           std::any_of(host.dane.records.begin(), host.dane.records.end(),
+                       [](const tls::TlsaRecord& record) { return record.usage == 2; });
+  });
+  if (inside) {
+    demand.next_hop = domain;
+    demand.key += fmt::format(":{}", domain);
+  }
+  return demand;
+}
+
+namespace {
+
+// By the domain's own wish, or by TLSA records. `policy` comes with the level of an opportunistic one.
+void ask_domain(TlsPolicy& policy, const dns::TlsDemand& demand, const dns::Host& host) {
+  using config::TlsLevel;
+  switch (demand.level) {
+    case TlsLevel::none:
+    case TlsLevel::opportunistic:
+    case TlsLevel::required:
+    case TlsLevel::verified:
+      policy.level = demand.level;
+      return;
+    case TlsLevel::dane:
+    case TlsLevel::automatic:
+      break;
+  }
+  const bool only = demand.level == TlsLevel::dane;
+  switch (host.dane.state) {
+    case dns::Dane::State::unknown:
+      policy.blocked = host.dane.reason;
+      return;
+    case dns::Dane::State::none:
+      if (only) policy.blocked = "no secure TLSA records, and tls = \"dane\"";
+      return;
+    case dns::Dane::State::records:
+      break;
+  }
+  auto wish = std::make_shared<tls::DaneWish>();
+  std::copy_if(host.dane.records.begin(), host.dane.records.end(), std::back_inserter(wish->records), tls::is_usable);
+  if (wish->records.empty()) {  // RFC 7672 2.2: encrypted, without authentication
+    policy.level = TlsLevel::required;
+    policy.name = "dane-unusable";
+    if (only) policy.blocked = "no usable TLSA records, and tls = \"dane\"";
+    return;
+  }
+  wish->names.push_back(host.dane.base);
+  if (!demand.next_hop.empty()) wish->names.push_back(demand.next_hop);
+  policy.level = TlsLevel::verified;
+  policy.name = "dane";
+  policy.server_name = host.dane.base;
+  policy.dane = std::move(wish);
+}
+
+std::string_view name_of(config::TlsLevel level) {
+  switch (level) {
+    case config::TlsLevel::none:
+      return "none";
+    case config::TlsLevel::required:
+      return "required";
+    case config::TlsLevel::verified:
+      return "verified";
+    default:
+      return "opportunistic";
+  }
+}
+
+}  // namespace
+
+TlsPolicy tls_policy(const config::Config& config, const dns::Route& route, const dns::Host& at) {
+  const std::string_view host = at.name;
   TlsPolicy policy;
-  policy.level = config.tls;
+  policy.server_name = host;
   if (route.explicit_hop) {
     policy.from_connect = is_smtps(config.smarthost, route);
     for (const auto& [domain, hop] : config.routes) policy.from_connect |= is_smtps(hop, route);
@@ -44,15 +150,17 @@ TlsPolicy tls_policy(const config::Config& config, const dns::Route& route, std:
   for (const auto& [name, level] : config.tls_for) {
     if (!is_below(host, name) || name.size() < longest) continue;
     longest = name.size();
-    policy.level = level;
     named = true;
+    policy.level = level;
   }
+  if (!named) ask_domain(policy, route.tls, at);
   if (!named && policy.level == config::TlsLevel::opportunistic && always_has_tls(host)) {
     policy.level = config::TlsLevel::required;
   }
   // Credentials go to nobody else.
   if (hop_credentials(config, route, host)) policy.level = config::TlsLevel::verified;
   if (policy.from_connect && policy.level < config::TlsLevel::required) policy.level = config::TlsLevel::required;
+  if (policy.name.empty()) policy.name = name_of(policy.level);
   return policy;
 }
 

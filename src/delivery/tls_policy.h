@@ -1,10 +1,15 @@
 // Which TLS a receiver gets, and what is remembered of those that had it. docs/tls.md tells the rules.
 //
-// tls_policy() is the one place that answers "which policy for this site"; what else comes to have a say
-// (profiles, DANE, MTA-STS) is asked here.
+// tls_policy() is the one place that answers "which policy for this host". In this order: --tls-for; credentials; what the
+// shaping file or --tls asks of the domain; and if that is `auto`, TLSA records, else opportunistic.
+//
+// Domains share hosts and connections. What a domain asks beyond the common is therefore part of its route
+// (dns::TlsDemand), whose key keeps connections apart that were checked differently.
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <string>
 #include <string_view>
 #include <unordered_map>
 
@@ -15,11 +20,19 @@
 namespace millrace::delivery {
 
 struct TlsPolicy {
-  config::TlsLevel level = config::TlsLevel::opportunistic;
+  config::TlsLevel level = config::TlsLevel::opportunistic;  // up to verified
   bool from_connect = false;  // TLS before the greeting (an explicit next hop written smtps://)
+  std::shared_ptr<const tls::DaneWish> dane;  // in place of authorities and the host's name; level is verified then
+  std::string server_name;    // for SNI, and for the check of the certificate
+  std::string_view name;      // for events: "dane", "opportunistic", ...
+  std::string blocked;        // no mail to this host now, and why; empty: it may be tried
 };
 // Of the host of a route that is about to be connected to.
-TlsPolicy tls_policy(const config::Config& config, const dns::Route& route, std::string_view host);
+TlsPolicy tls_policy(const config::Config& config, const dns::Route& route, const dns::Host& host);
+
+// What a domain asks, by the configuration, and once its hosts are known: see dns::TlsDemand.
+config::TlsLevel asked_level(const config::Config& config, std::string_view domain);
+dns::TlsDemand tls_demand(const dns::Route& route, std::string_view domain, config::TlsLevel level);
 
 // How we authenticate to that host; nullptr: not at all. Only hosts of smarthosts and routes, and only with `verified`.
 const config::HopCredentials* hop_credentials(const config::Config& config, const dns::Route& route, std::string_view host);

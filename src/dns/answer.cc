@@ -19,8 +19,12 @@ std::string_view to_string(Type type) {
       return "SOA";
     case Type::mx:
       return "MX";
+    case Type::txt:
+      return "TXT";
     case Type::aaaa:
       return "AAAA";
+    case Type::tlsa:
+      return "TLSA";
   }
   UNREACHABLE();
 }
@@ -83,6 +87,10 @@ class Reader {
   void skip(size_t octets) { take(octets); }
   void seek(size_t offset) { offset_ = offset; }
 
+  uint8_t u8() {
+    const char* at = take(1);
+    return at ? static_cast<uint8_t>(octet(at[0])) : uint8_t{0};
+  }
   uint16_t u16() {
     const char* at = take(2);
     return at ? static_cast<uint16_t>(octet(at[0]) << 8 | octet(at[1])) : uint16_t{0};
@@ -202,7 +210,7 @@ uint32_t negative_ttl(std::string_view packet, Reader reader, unsigned authority
 
 }  // namespace
 
-Answer parse_reply(std::string_view packet, std::string_view name, Type type) {
+Answer parse_reply(std::string_view packet, std::string_view name, Type type, bool trusted) {
   Reader reader(packet);
   reader.skip(2);  // the id is checked where it was drawn
   const unsigned flags = reader.u16();
@@ -248,9 +256,10 @@ Answer parse_reply(std::string_view packet, std::string_view name, Type type) {
 
   Answer answer;
   answer.ttl_s = UINT32_MAX;
+  answer.secure = trusted && (flags & 0x0020) != 0;
   std::string owner = asked;
   int aliases = 0;
-  while (true) {
+  while (type != Type::cname) {
     auto alias = std::find_if(records.begin(), records.end(), [&](const RecordHead& record) {
       return record.type == static_cast<uint16_t>(Type::cname) && record.owner == owner;
     });
@@ -291,14 +300,42 @@ Answer parse_reply(std::string_view packet, std::string_view name, Type type) {
         answer.mx.push_back(std::move(mx));
         break;
       }
-      case Type::cname:
+      case Type::txt: {
+        Reader data(bytes);
+        std::string text;
+        while (data.offset() < bytes.size()) {
+          const unsigned length = data.u8();
+          const char* at = data.take(length);
+          if (data.failed()) return malformed("broken TXT record");
+          text.append(at, length);
+        }
+        answer.texts.push_back(std::move(text));
+        break;
+      }
+      case Type::tlsa: {
+        // RFC 6698 2.1. No data at all makes a record that is never usable.
+        if (bytes.size() < 3) return malformed("broken TLSA record");
+        tls::TlsaRecord tlsa{static_cast<uint8_t>(bytes[0]), static_cast<uint8_t>(bytes[1]), static_cast<uint8_t>(bytes[2]),
+                             std::string(bytes.substr(3))};
+        answer.tlsa.push_back(std::move(tlsa));
+        break;
+      }
+      case Type::cname: {
+        Reader data(packet.substr(0, record.data + record.size));
+        data.seek(record.data);
+        answer.alias = data.name();
+        if (data.failed()) return malformed("broken CNAME record");
+        break;
+      }
       case Type::soa:
         continue;
     }
     answer.ttl_s = std::min(answer.ttl_s, record.ttl_s);
   }
 
-  if (!answer.addresses.empty() || !answer.mx.empty()) {
+  if (owner != asked) answer.expanded = owner;
+  if (!answer.addresses.empty() || !answer.mx.empty() || !answer.texts.empty() || !answer.tlsa.empty() ||
+      !answer.alias.empty()) {
     answer.outcome = Outcome::records;
     return answer;
   }

@@ -6,7 +6,8 @@
 // named in `alias`, for the cache to ask on. Records whose owner is not the question's name, or the
 // end of its chain of aliases, are ignored.
 //
-// Limits: 100 records of a section are read, the rest is ignored. Only A, AAAA and MX are decoded.
+// Limits: 100 records of a section are read, the rest is ignored. Only A, AAAA, MX, TXT, TLSA and, where it is asked
+// for itself, CNAME are decoded.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +16,11 @@
 #include <vector>
 
 #include "reactor/address.h"
+#include "tls/dane.h"
 
 namespace millrace::dns {
 
-enum class Type : uint16_t { a = 1, cname = 5, soa = 6, mx = 15, aaaa = 28 };
+enum class Type : uint16_t { a = 1, cname = 5, soa = 6, mx = 15, txt = 16, aaaa = 28, tlsa = 52 };
 std::string_view to_string(Type type);
 
 enum class Outcome : uint8_t {
@@ -43,7 +45,12 @@ struct Answer {
       0;  // lowest of all that the answer rests on; for a negative answer, the zone's own
   std::vector<reactor::Address> addresses;  // A, AAAA; port 0
   std::vector<MxRecord> mx;
-  std::string alias;   // Outcome::alias: the name to ask for next
+  std::vector<std::string> texts;       // TXT: the strings of a record put together
+  std::vector<tls::TlsaRecord> tlsa;
+  std::string alias;   // Outcome::alias: the name to ask for next; asked for CNAME: what it leads to
+  std::string expanded;  // the end of the chain of aliases; empty: the name itself
+  // All that it rests on is signed and was checked, by a resolver whose word (AD, RFC 4035 3.2.3) we take.
+  bool secure = false;
   std::string reason;  // failure and malformed: in words, for a log or a reply
   // Set by the cache: monotonic times of the reply, and until when it may be used.
   int64_t answered_ns = 0;
@@ -55,8 +62,8 @@ inline constexpr int kMostAliases = 8;
 // Where a negative answer carries no SOA to say how long it holds.
 inline constexpr uint32_t kDefaultNegativeTtlS = 60;
 
-// `name` and `type` are what was asked: a reply to another question is malformed.
-Answer parse_reply(std::string_view packet, std::string_view name, Type type);
+// `name` and `type` are what was asked: a reply to another question is malformed. `trusted`: the resolver's AD counts.
+Answer parse_reply(std::string_view packet, std::string_view name, Type type, bool trusted = false);
 
 // Lower case and without a trailing dot.
 std::string canonical_name(std::string_view name);

@@ -47,6 +47,7 @@ void Cache::lookup(std::string_view name, Type type, Callback done) {
   entry.in_flight = true;
   entry.aliases = 0;
   entry.alias_ttl_s = UINT32_MAX;
+  entry.aliases_secure = true;
   entry.asking.assign(*entry.key, 0, name_size);
   entry.waiting.push_back(std::move(done));
   if (added) evict();
@@ -72,6 +73,7 @@ void Cache::ask(Entry& entry) {
 void Cache::on_answer(Entry& entry, Answer&& answer) {
   if (answer.outcome == Outcome::alias) {
     entry.alias_ttl_s = std::min(entry.alias_ttl_s, answer.ttl_s);
+    entry.aliases_secure = entry.aliases_secure && answer.secure;
     if (++entry.aliases <= kMostAliases) {
       entry.asking = canonical_name(answer.alias);
       ask(entry);
@@ -123,6 +125,10 @@ void Cache::finish(Entry& entry, Answer&& answer) {
   if (answer.outcome == Outcome::failure) ++stats_.failures;
   if (answer.outcome == Outcome::malformed) ++stats_.malformed;
   answer.ttl_s = std::min(answer.ttl_s, entry.alias_ttl_s);
+  if (entry.aliases > 0) {
+    answer.secure = answer.secure && entry.aliases_secure;
+    if (answer.expanded.empty()) answer.expanded = entry.asking;
+  }
   answer.answered_ns = io_.now();
   answer.expires_ns = answer.answered_ns + lifetime_ns(answer);
   entry.answer = std::make_shared<const Answer>(std::move(answer));

@@ -72,6 +72,7 @@ class Cache {
     Type type = Type::a;
     int aliases = 0;
     uint32_t alias_ttl_s = UINT32_MAX;
+    bool aliases_secure = true;
     bool in_flight = false;  // in the network or in line
     AnswerRef answer;
     std::vector<Callback> waiting;

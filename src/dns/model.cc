@@ -19,6 +19,25 @@ void ModelZones::add_alias(std::string_view name, std::string_view target) {
   nodes_[canonical_name(name)].alias = canonical_name(target);
 }
 
+void ModelZones::add_tlsa(std::string_view name, const tls::TlsaRecord& record) {
+  nodes_[canonical_name(name)].tlsa.push_back(record);
+}
+
+void ModelZones::add_text(std::string_view name, std::string_view text) {
+  nodes_[canonical_name(name)].texts.emplace_back(text);
+}
+
+void ModelZones::sign(std::string_view name) { signed_.insert(canonical_name(name)); }
+
+bool ModelZones::is_signed(std::string_view name) const {
+  while (true) {
+    if (signed_.contains(name)) return true;
+    const size_t dot = name.find('.');
+    if (dot == name.npos) return false;
+    name.remove_prefix(dot + 1);
+  }
+}
+
 void ModelZones::add_empty(std::string_view name) { nodes_[canonical_name(name)]; }
 
 void ModelZones::fail(std::string_view name, Outcome outcome) {
@@ -33,10 +52,13 @@ Answer ModelZones::answer(const std::string& name, Type type) const {
   Answer answer;
   answer.ttl_s = ttl_s;
   std::string at = name;
+  answer.secure = true;
   for (int aliases = 0;; ++aliases) {
+    answer.secure = answer.secure && is_signed(at);
     if (auto failing = failing_.find(at); failing != failing_.end()) {
       answer.outcome = failing->second;
       answer.reason = "the model's own";
+      answer.secure = false;
       if (answer.outcome == Outcome::nxdomain) answer.ttl_s = negative_ttl_s;
       return answer;
     }
@@ -47,6 +69,11 @@ Answer ModelZones::answer(const std::string& name, Type type) const {
       return answer;
     }
     if (!node->second.alias.empty()) {
+      if (type == Type::cname) {
+        answer.outcome = Outcome::records;
+        answer.alias = node->second.alias;
+        return answer;
+      }
       if (faults.leave_aliases) {
         answer.outcome = Outcome::alias;
         answer.alias = node->second.alias;
@@ -57,13 +84,15 @@ Answer ModelZones::answer(const std::string& name, Type type) const {
         answer.reason = "too long a chain of aliases";
         return answer;
       }
-      at = node->second.alias;
+      answer.expanded = at = node->second.alias;
       continue;
     }
     if (type == Type::mx) answer.mx = node->second.mx;
     if (type == Type::a) answer.addresses = node->second.ipv4;
     if (type == Type::aaaa) answer.addresses = node->second.ipv6;
-    const bool found = !answer.mx.empty() || !answer.addresses.empty();
+    if (type == Type::tlsa) answer.tlsa = node->second.tlsa;
+    if (type == Type::txt) answer.texts = node->second.texts;
+    const bool found = !answer.mx.empty() || !answer.addresses.empty() || !answer.tlsa.empty() || !answer.texts.empty();
     answer.outcome = found ? Outcome::records : Outcome::no_data;
     if (!found) answer.ttl_s = negative_ttl_s;
     return answer;

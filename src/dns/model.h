@@ -18,6 +18,10 @@ class ModelZones {
   void add_mx(std::string_view domain, uint16_t preference, std::string_view host);
   void add_address(std::string_view host, std::string_view address);  // A or AAAA, by its form
   void add_alias(std::string_view name, std::string_view target);
+  void add_tlsa(std::string_view name, const tls::TlsaRecord& record);  // name: "_25._tcp.mx.example"
+  void add_text(std::string_view name, std::string_view text);
+  // Answers about this name and those below it are secure.
+  void sign(std::string_view name);
   // `name` exists, without records.
   void add_empty(std::string_view name);
   // Queries for `name` end so, whatever else is known about it; heal() ends it.
@@ -45,9 +49,13 @@ class ModelZones {
   struct Node {
     std::vector<MxRecord> mx;
     std::vector<reactor::Address> ipv4, ipv6;
+    std::vector<tls::TlsaRecord> tlsa;
+    std::vector<std::string> texts;
     std::string alias;
   };
+  bool is_signed(std::string_view name) const;
   std::map<std::string, Node, std::less<>> nodes_;
+  std::set<std::string, std::less<>> signed_;
   std::map<std::string, Outcome, std::less<>> failing_;
 };
 

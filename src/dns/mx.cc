@@ -138,8 +138,8 @@ bool NxdomainWatch::observe(std::string_view domain, bool exists, int64_t now_ns
 // One find in progress: MX, then addresses of hosts, wave by wave.
 class Mx::Finding {
  public:
-  Finding(Mx& mx, std::string_view domain, Callback callback)
-      : done(std::move(callback)), mx_(mx), domain_(canonical_name(domain)) {}
+  Finding(Mx& mx, std::string_view domain, Callback callback, bool with_dane)
+      : done(std::move(callback)), mx_(mx), domain_(canonical_name(domain)), with_dane_(with_dane) {}
 
   Callback done;
   size_t index = 0;  // in mx_.findings_
@@ -151,6 +151,7 @@ class Mx::Finding {
 
   void start_next_hop(uint16_t port) {
     explicit_port_ = port;
+    route_.secure = true;
     candidates_.push_back({domain_, 0});
     resolve_wave();
   }
@@ -173,6 +174,7 @@ class Mx::Finding {
 
   void on_mx(const Answer& answer) {
     rests_on(answer);
+    route_.secure = answer.secure;
     switch (answer.outcome) {
       case Outcome::records:
         break;
@@ -284,7 +286,8 @@ class Mx::Finding {
   }
 
   void judge(const Candidate& candidate) {
-    Host host{candidate.name, candidate.preference, {}};
+    Host host{.name = candidate.name, .preference = candidate.preference, .addresses = {}};
+    Names names;
     bool known = candidate.literal;
     bool is_own = false;
     const auto take = [&](reactor::Address address) {
@@ -315,6 +318,8 @@ class Mx::Finding {
           continue;
         }
         for (const reactor::Address& address : answer->addresses) take(address);
+        names.secure = names.secure && answer->secure;
+        if (!answer->expanded.empty()) names.expanded = answer->expanded;
       } else if (answer->outcome != Outcome::no_data && answer->outcome != Outcome::nxdomain) {
         some_temporary_ = true;
         note(fmt::format("{} look-up of {}: {}", answer == candidate.a ? "A" : "AAAA",
@@ -325,15 +330,20 @@ class Mx::Finding {
       // RFC 5321 5.1: we and everything behind us.
       was_cut_ = true;
       cut_after_ = std::min<uint32_t>(cut_after_, candidate.preference);
-      std::erase_if(route_.hosts,
-                    [&](const Host& other) { return other.preference >= cut_after_; });
+      // They are in order of preference.
+      const auto kept = std::find_if(route_.hosts.begin(), route_.hosts.end(),
+                                     [&](const Host& other) { return other.preference >= cut_after_; });
+      route_.hosts.erase(kept, route_.hosts.end());
+      names_.resize(route_.hosts.size());
       cut_at(cut_after_);
       next_ = std::min(next_, candidates_.size());
       judged_ = std::min(judged_, candidates_.size());
       return;
     }
     if (!host.addresses.empty()) {
+      names.secure = names.secure && !candidate.literal;
       route_.hosts.push_back(std::move(host));
+      names_.push_back(std::move(names));
     } else if (!known) {
       note(candidate.name + ": no address");
     }
@@ -342,7 +352,7 @@ class Mx::Finding {
 
   void conclude() {
     name_site();
-    if (!route_.hosts.empty()) return finish(Verdict::usable, {});
+    if (!route_.hosts.empty()) return find_dane();
     if (explicit_hop()) {
       return finish(Verdict::temporary, fmt::format("next hop {}: {}", domain_, notes_));
     }
@@ -355,6 +365,68 @@ class Mx::Finding {
                     fmt::format("domain {} has neither MX nor address records", domain_));
     }
     finish(Verdict::no_usable_host, fmt::format("no usable mail host for {}: {}", domain_, notes_));
+  }
+
+  // ---- TLSA records (RFC 7672 2.2)
+
+  void find_dane() {
+    ASSERT(names_.size() == route_.hosts.size());
+    outstanding_ = 1;
+    if (with_dane_ && route_.secure) {
+      for (size_t at = 0; at < route_.hosts.size(); ++at) {
+        const Names& names = names_[at];
+        if (names.secure) {
+          find_tlsa(at, names.expanded.empty() ? route_.hosts[at].name : names.expanded);
+        } else if (!names.expanded.empty()) {
+          // The alias leads out of what is signed; it may itself be (RFC 7672 2.2.2).
+          ++outstanding_;
+          mx_.cache_.lookup(route_.hosts[at].name, Type::cname, [this, at](const AnswerRef& answer) {
+            rests_on(*answer);
+            if (failed(*answer)) {
+              not_known(at, *answer, "CNAME", route_.hosts[at].name);
+            } else if (answer->secure && answer->outcome == Outcome::records) {
+              find_tlsa(at, route_.hosts[at].name);
+            }
+            one_known();
+          });
+        }
+      }
+    }
+    one_known();
+  }
+
+  void find_tlsa(size_t at, const std::string& base) {
+    const std::string name = fmt::format("_{}._tcp.{}", port(), base);
+    if (!is_host_name(name)) return;  // too long to have any
+    ++outstanding_;
+    mx_.cache_.lookup(name, Type::tlsa, [this, at, base, name](const AnswerRef& answer) {
+      rests_on(*answer);
+      Dane& dane = route_.hosts[at].dane;
+      if (failed(*answer)) {
+        not_known(at, *answer, "TLSA", name);
+      } else if (answer->outcome == Outcome::records && answer->secure) {
+        dane.state = Dane::State::records;
+        dane.records = answer->tlsa;
+        dane.base = base;
+      } else if (base != route_.hosts[at].name) {
+        find_tlsa(at, route_.hosts[at].name);  // the name as it was before its aliases
+      }
+      one_known();
+    });
+  }
+
+  static bool failed(const Answer& answer) {
+    return answer.outcome == Outcome::failure || answer.outcome == Outcome::malformed || answer.outcome == Outcome::alias;
+  }
+
+  void not_known(size_t at, const Answer& answer, std::string_view what, std::string_view name) {
+    Dane& dane = route_.hosts[at].dane;
+    dane.state = Dane::State::unknown;
+    dane.reason = fmt::format("{} look-up of {}: {}", what, name, answer.reason);
+  }
+
+  void one_known() {
+    if (--outstanding_ == 0) finish(Verdict::usable, {});
   }
 
   void name_site() {
@@ -387,8 +459,15 @@ class Mx::Finding {
     mx_.on_found(*this, std::move(route_), !explicit_hop());
   }
 
+  struct Names {  // of a host of the route
+    bool secure = true;    // its addresses are
+    std::string expanded;  // what it is an alias of
+  };
+
   Mx& mx_;
   std::string domain_;
+  const bool with_dane_;
+  std::vector<Names> names_;
   uint16_t explicit_port_ = 0;
   Route route_ = {.answered_ns = INT64_MAX, .valid_until_ns = INT64_MAX};
   std::vector<Candidate> candidates_;  // sorted by preference
@@ -424,7 +503,7 @@ bool Mx::own_address(const reactor::Address& address) const {
                      [&](const reactor::Address& own) { return own.octets() == address.octets(); });
 }
 
-void Mx::find_hosts(std::string_view domain, Callback done) {
+void Mx::find_hosts(std::string_view domain, Callback done, bool with_dane) {
   ++stats_.finds;
   if (domain.empty() || domain.front() == '[' || !is_host_name(canonical_name(domain))) {
     auto route = std::make_shared<Route>();
@@ -447,25 +526,25 @@ void Mx::find_hosts(std::string_view domain, Callback done) {
     } else {
       address.set_port(options_.port);
       route->verdict = Verdict::usable;
-      route->hosts.push_back({std::string(domain), 0, {address}});
+      route->hosts.push_back({.name = std::string(domain), .preference = 0, .addresses = {address}});
     }
     ready_.emplace_back(std::move(done), std::move(route));
     io_.defer(deliver_);
     return;
   }
-  findings_.push_back(std::make_unique<Finding>(*this, domain, std::move(done)));
+  findings_.push_back(std::make_unique<Finding>(*this, domain, std::move(done), with_dane));
   findings_.back()->index = findings_.size() - 1;
   findings_.back()->start();
 }
 
-void Mx::find_next_hop(std::string_view host, uint16_t port, Callback done) {
+void Mx::find_next_hop(std::string_view host, uint16_t port, Callback done, bool with_dane) {
   ASSERT(port != 0);
   ++stats_.finds;
   // "[192.0.2.1]" asks for that address, as elsewhere in mail.
   if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
     host = host.substr(1, host.size() - 2);
   }
-  findings_.push_back(std::make_unique<Finding>(*this, host, std::move(done)));
+  findings_.push_back(std::make_unique<Finding>(*this, host, std::move(done), with_dane));
   findings_.back()->index = findings_.size() - 1;
   findings_.back()->start_next_hop(port);
 }

@@ -21,6 +21,7 @@
 
 #include "base/intrusive_list.h"
 #include "dns/cache.h"
+#include "tls/level.h"
 
 namespace millrace::dns {
 
@@ -36,10 +37,33 @@ std::string_view to_string(Verdict verdict);
 // "5.1.10", "5.1.2", "5.4.4", "4.4.3", "5.4.6"; empty when usable.
 std::string_view enhanced_status(Verdict verdict);
 
+// What DANE (RFC 7672 2.2) found of a host.
+struct Dane {
+  enum class State : uint8_t {
+    none,     // no TLSA records, or an answer on the way to them is not secure
+    records,  // secure ones
+    unknown,  // nobody knows now: no mail to this host
+  } state = State::none;
+  std::vector<tls::TlsaRecord> records;  // usable or not
+  std::string base;                      // the TLSA base domain, which also names the server
+  std::string reason;                    // unknown: why
+};
+
 struct Host {
   std::string name;
   uint16_t preference = 0;
   std::vector<reactor::Address> addresses;  // with the port to connect to; IPv4 before IPv6
+  Dane dane = {};                           // where it was asked for
+};
+
+// What the recipient's domain asks of TLS, beside what its hosts do. Delivery decides it (delivery/tls_policy.h).
+struct TlsDemand {
+  tls::Level level = tls::Level::automatic;
+  // Domains that share hosts and differ in this are sites of their own, with connections of their own; their limits are
+  // the same. Empty: nothing special.
+  std::string key;
+  // Also a name that a server may have by DANE-TA (RFC 7672 3.2.2), beside its base domain; of the key. Empty: none.
+  std::string next_hop;
 };
 
 struct Route {
@@ -51,6 +75,8 @@ struct Route {
   std::vector<Host> hosts;    // usable: at least one, each with addresses; in order of preference
   bool implicit = false;      // no MX record: the domain's own addresses
   bool explicit_hop = false;  // smarthost or route: no ramp, no default rate
+  bool secure = false;        // its MX answer is (DANE); explicit hops are as secure as the configuration
+  TlsDemand tls = {};
   std::string reason;         // not usable: in words, for a reply or report
   int64_t answered_ns = 0;    // monotonic time of the oldest answer it rests on
   int64_t valid_until_ns = 0;
@@ -135,11 +161,12 @@ class Mx {
   Mx(const Mx&) = delete;
   Mx& operator=(const Mx&) = delete;
 
-  // `domain`: lower-case A-labels, or an address literal "[...]".
-  void find_hosts(std::string_view domain, Callback done);
+  // `domain`: lower-case A-labels, or an address literal "[...]". `with_dane`: finds the TLSA records of each host, too,
+  // where all answers on the way to them are secure.
+  void find_hosts(std::string_view domain, Callback done, bool with_dane = false);
   // A smarthost or route: a host name or address, no MX, no private-address rule. What does not
   // exist is temporary: the operator's mistake bounces nobody's mail.
-  void find_next_hop(std::string_view host, uint16_t port, Callback done);
+  void find_next_hop(std::string_view host, uint16_t port, Callback done, bool with_dane = false);
   // From the next find on.
   void configure(MxOptions options);
   const Stats& stats() const { return stats_; }

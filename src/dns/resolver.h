@@ -28,6 +28,9 @@ class Transport {
 struct AresOptions {
   std::vector<reactor::Address> servers;  // with ports; empty: /etc/resolv.conf
   int64_t timeout_ms = 5'000;             // a query's whole time, over all servers and tries
+  // Beside those at loopback addresses: servers that check signatures, and the way to which is safe. AD counts only if all
+  // servers are such, since it is c-ares that chooses among them.
+  std::vector<reactor::Address> trusted;
 };
 
 // Queries by c-ares, its sockets polled by `io` (production only). Replies are matched by id,

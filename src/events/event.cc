@@ -71,6 +71,7 @@ enum Field : uint8_t {
   kTlsSuite,
   kTlsVerified,
   kTlsReason,
+  kTlsPolicy,
 };
 
 // Writes into room that is known to suffice.
@@ -237,6 +238,8 @@ bool put_text(Event& event, uint8_t field, std::string_view value) {
       return put(event.tls_verified, value);
     case kTlsReason:
       return put(event.tls_reason, value);
+    case kTlsPolicy:
+      return put(event.tls_policy, value);
     case kReply:
       return put(event.reply, value);
     case kEnhanced:
@@ -284,7 +287,8 @@ void encode(const Event& event, std::string& out) {
       event.job,          event.tenant,    event.pool,       event.queue,    event.site,
       event.provider,     event.client,    event.account,    event.source,   event.ehlo_name,
       event.mx,           event.peer,      event.reply,      event.enhanced, event.bounce_class,
-      event.reason,       event.tls_version, event.tls_suite, event.tls_verified, event.tls_reason};
+      event.reason,       event.tls_version, event.tls_suite, event.tls_verified, event.tls_reason,
+      event.tls_policy};
   // Each number takes at most 11 octets, each text its own and 3, the id 18.
   size_t most = 1 + 18 + 20 * 11;
   for (std::string_view text : texts) most += 3 + std::min(text.size(), kMostText);
@@ -309,7 +313,8 @@ void encode(const Event& event, std::string& out) {
       kReversePath, kRecipient, kMessageId, kEnvid,    kOrcpt,    kJob,         kTenant,
       kPool,        kQueue,     kSite,      kProvider, kClient,   kAccount,     kSource,
       kEhloName,    kMx,        kPeer,      kReply,    kEnhanced, kBounceClass, kReason,
-      kTlsVersion,  kTlsSuite,  kTlsVerified, kTlsReason};
+      kTlsVersion,  kTlsSuite,  kTlsVerified, kTlsReason,
+      kTlsPolicy};
   static_assert(std::size(kTextFields) == std::size(texts));
   for (size_t i = 0; i < std::size(texts); ++i) writer.text(kTextFields[i], texts[i]);
   writer.number(kSession, event.session);

@@ -109,6 +109,7 @@ struct Destination {
 
 struct LaneGroup {
   uint32_t open = 0;                 // slots held: connecting, open and closing
+  uint32_t open_all = 0;             // of a base site: by all of its kin
   uint32_t connecting = 0;
   uint32_t called = 0;               // were idle, and have not come for their attempt yet
   double window = 0;                 // how many may be open: the ramp
@@ -143,6 +144,11 @@ struct LaneGroup {
 
 struct Site {
   std::string key;
+  bool of_domain = false;                   // its provider is its domains', not its hosts'
+  // Domains with the same hosts that differ in what they ask of TLS have sites of their own, whose limits are their
+  // base's, the site that asks for nothing special.
+  Site* base = nullptr;                     // itself, or the one that it was made beside
+  std::vector<Site*> kin;                   // of a base: itself and the others, once there are others
   std::string_view provider;                // by the shaping rules, static; empty: it stands for itself
   std::shared_ptr<const dns::Route> route;  // the newest one seen
   bool explicit_hop = false;                // smarthost or --route: no ramp, only the limits given

@@ -572,7 +572,9 @@ void Scheduler::set_mode(std::string_view provider, std::string_view site, unsig
   }
   retire_idle(provider, site, source);
   if (provider.empty()) {
-    if (auto at = sites_.find(std::string(site)); at != sites_.end()) pump(*at->second, source);
+    for (auto& [key, each] : sites_) {
+      if (each->key == site && each->provider.empty()) pump(*each, source);
+    }
   } else {
     pump_pair(provider, source);
   }

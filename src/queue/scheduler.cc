@@ -173,6 +173,8 @@ void Scheduler::adopt(config::Snapshot config) {
   const config::Rate before = this->config().connect_rate, after = config->connect_rate;
   const bool same_rate = before.count == after.count && before.period_ms == after.period_ms &&
                          this->config().connect_rate_given == config->connect_rate_given;
+  const bool same_tls = this->config().tls == config->tls && this->config().shaping == config->shaping &&
+                        rules_->text() == rules_of(*config)->text();
   context_.config = std::move(config);
   rules_ = rules_of(this->config());
   ++rules_version_;
@@ -180,7 +182,7 @@ void Scheduler::adopt(config::Snapshot config) {
   for (auto& [name, site] : sites_) {
     // One that stays goes on: begun anew, it would let one more connection into its period.
     if (!same_rate || !site->connect_rate.limited()) set_connect_rate(*site);
-    if (name == site->key) site->provider = provider_of(*site->route, {});
+    if (!site->of_domain) site->provider = provider_of(*site->route, {});
     // A source that is gone keeps its group until its lanes have ended; new ones get a group.
     size_t wanted = std::max<size_t>(1, this->config().sources.size());
     size_t known = site->groups.size();
@@ -192,6 +194,14 @@ void Scheduler::adopt(config::Snapshot config) {
   }
   // What is borrowed has the limits of before: its home lends it anew.
   return_all_borrowed();
+  // What is asked of TLS is part of a route.
+  for (auto& [name, destination] : destinations_) {
+    if (same_tls || stopping_ || !destination->site) continue;
+    destination->route_until = INT64_MIN;
+    if (destination->ready == 0 || destination->resolving) continue;
+    destination->resolving = true;
+    context_.agent.resolve(*destination);
+  }
   // A limit that rose lets more go; where this shard has no share any more, its mail is lent to one that has.
   if (!started_ || stopping_) return;
   for (auto& [name, site] : sites_) on_site_timer(*site);
@@ -658,7 +668,7 @@ void Scheduler::pump(Site& site, unsigned source) {
     return;
   }
   uint32_t share = total_share();
-  if (connection_limit(group) == 0 || share == 0 || site.connect_share == 0) return lend(site, source);
+  if (connection_limit(group) == 0 || share == 0 || site.base->connect_share == 0) return lend(site, source);
   uint32_t limit = std::clamp(static_cast<uint32_t>(group.window), 1u, connection_limit(group));
   if (group.probing()) limit = std::min(limit, 1u);  // one probe until it works again
   // More work than lanes need not be counted.
@@ -682,14 +692,27 @@ void Scheduler::pump(Site& site, unsigned source) {
       if (!site.slot_link.linked()) slot_waiters_.push_back(site);
       return;
     }
-    if (!site.connect_rate.allowed(now())) {
-      if (!site.timer.armed()) context_.io.timers().arm(site.timer, site.connect_rate.allowed_at());
+    LaneGroup& all = site.base->groups[source];
+    if (all.open_all >= connection_limit(group)) {
+      // Its kin have the connections that there may be: one that has nothing to do ends, or the next to close makes room.
+      for (Site* other : site.base->kin) {
+        if (Lane* lane = other->groups[source].idle.pop_front()) {
+          lane->retire();
+          break;
+        }
+      }
+      return;
+    }
+    shaping::RateLimiter& connect_rate = site.base->connect_rate;
+    if (!connect_rate.allowed(now())) {
+      if (!site.timer.armed()) context_.io.timers().arm(site.timer, connect_rate.allowed_at());
       return;
     }
     if (group.limited && !connection_permitted(site, source)) return;
-    site.connect_rate.charge(now());
+    connect_rate.charge(now());
     if (owed_ == &site) owed_ = nullptr;
     ++group.open;
+    ++all.open_all;
     ++group.connecting;
     ++lanes_open_;
     ++stats_.connects;
@@ -895,6 +918,10 @@ Attempt* Scheduler::take(Lane& lane) {
     lane.retire();  // somebody waits for its slot
     return nullptr;
   }
+  if (kin_waits(site, lane.source)) {
+    lane.retire();
+    return nullptr;
+  }
   if (!lane.idle_link.linked() && !lane.connecting) group.idle.push_front(lane);
   return nullptr;
 }
@@ -973,7 +1000,7 @@ void Scheduler::lend(Site& site, unsigned source) {
     attempt->held_until = 0;
     // Every shard below all of these has a share of each.
     uint32_t sharing = std::min(config().destination_connections, config().total_connections);
-    if (site.connect_share != UINT32_MAX) sharing = std::min(sharing, static_cast<uint32_t>(config().connect_rate.count));
+    if (site.base->connect_share != UINT32_MAX) sharing = std::min(sharing, static_cast<uint32_t>(config().connect_rate.count));
     const Peer& peer = peers_[context_.shard % sharing];
     attempt->address<&Scheduler::on_borrowed>(peer.scheduler);
     peer.mailbox->push(*attempt);
@@ -1108,6 +1135,7 @@ void Scheduler::lane_closed(Lane& lane, const LaneEnd& end) {
   give_back_all(lane.permit, true, true);
   if (end.asks.back_off) back_off(site, lane.source, end.reply, end.asks.where);
   --group.open;
+  --site.base->groups[lane.source].open_all;
   --lanes_open_;
   switch (end.cause) {
     case LaneEnd::Cause::idle:
@@ -1126,9 +1154,10 @@ void Scheduler::lane_closed(Lane& lane, const LaneEnd& end) {
   }
   if (stopping_) return report_stopped();
   // Sites that wait for a slot come first, in their order; this one goes to the end of them.
-  if (slot_waiters_.empty()) return pump(site, lane.source);
+  if (slot_waiters_.empty()) return pump_kin(site, lane.source);
   if (!site.slot_link.linked()) slot_waiters_.push_back(site);
   serve_slot_waiters();
+  if (!site.base->kin.empty()) pump_kin(site, lane.source);
 }
 
 // One that has no use for the slot now (held, paced, its mail gone) leaves it to the next.
@@ -1140,6 +1169,27 @@ void Scheduler::serve_slot_waiters() {
     on_site_timer(*waiting);
     if (waiting->slot_link.linked()) return;  // what is free is kept for another
   }
+}
+
+// Whether others that share the site's limits have mail, and no connection may be added for it.
+bool Scheduler::kin_waits(const Site& site, unsigned source) const {
+  if (site.base->kin.empty() || site.base->groups[source].open_all < connection_limit(site.groups[source])) return false;
+  return std::any_of(site.base->kin.begin(), site.base->kin.end(), [&](const Site* other) {
+    const LaneGroup& group = other->groups[source];
+    return other != &site && !group.ready.empty() && !group.held(now());
+  });
+}
+
+// A connection of the site has ended: those that share its limits may have waited for that, and come first in their turn.
+void Scheduler::pump_kin(Site& site, unsigned source) {
+  std::vector<Site*>& kin = site.base->kin;
+  if (!kin.empty()) {
+    std::rotate(kin.begin(), kin.begin() + 1, kin.end());
+    for (Site* other : kin) {
+      if (other != &site) pump(*other, source);
+    }
+  }
+  pump(site, source);
 }
 
 void Scheduler::keep_slot(Site& site) {
@@ -1204,11 +1254,32 @@ Site& Scheduler::site_of(const std::shared_ptr<const dns::Route>& route, std::st
   // Hosts shared by domains of different providers have connections of each.
   std::string_view provider = provider_of(*route, domain);
   key_ = route->site;
-  if (!provider.empty() && provider != provider_of(*route, {})) key_.append("@").append(provider);
-  auto& site = sites_[key_];
+  const bool of_domain = !provider.empty() && provider != provider_of(*route, {});
+  if (of_domain) key_.append("@").append(provider);
+  Site* site = &site_named(key_, route, provider, nullptr);
+  site->of_domain = of_domain;
+  if (!route->tls.key.empty()) {
+    Site& base = *site;
+    key_.append("|").append(route->tls.key);
+    site = &site_named(key_, route, provider, &base);
+    site->of_domain = of_domain;
+  }
+  site->route = route;
+  return *site;
+}
+
+// `base`: of a site that has one beside itself.
+Site& Scheduler::site_named(const std::string& name, const std::shared_ptr<const dns::Route>& route,
+                            std::string_view provider, Site* base) {
+  auto& site = sites_[name];
   if (!site) {
     site = std::make_unique<Site>();
     site->key = route->site;
+    site->base = base ? base : site.get();
+    if (base) {
+      if (base->kin.empty()) base->kin.push_back(base);
+      base->kin.push_back(site.get());
+    }
     site->provider = provider;
     site->route = route;
     site->explicit_hop = route->explicit_hop;
@@ -1226,7 +1297,6 @@ Site& Scheduler::site_of(const std::shared_ptr<const dns::Route>& route, std::st
       it->scheduler->on_site_timer(*it);
     };
   }
-  site->route = route;
   return *site;
 }
 
@@ -1477,6 +1547,12 @@ void Scheduler::check() const {
     for (const LaneGroup& group : site->groups) {
       ASSERT(group.connecting <= group.open && group.open <= connection_limit(group));
       open += group.open;
+    }
+    if (site->base != site.get()) continue;
+    for (unsigned source = 0; source < site->groups.size(); ++source) {
+      uint32_t all = site->kin.empty() ? site->groups[source].open : 0;
+      for (const Site* one : site->kin) all += one->groups[source].open;
+      ASSERT(all == site->groups[source].open_all && all <= connection_limit(site->groups[source]));
     }
   }
   ASSERT(open == lanes_open_);

@@ -229,6 +229,10 @@ class Scheduler final : public Dispatcher, public Intake {
   void load(Item& item);
   void on_loaded(Loading& loading);
   Site& site_of(const std::shared_ptr<const dns::Route>& route, std::string_view domain);
+  Site& site_named(const std::string& name, const std::shared_ptr<const dns::Route>& route, std::string_view provider,
+                   Site* base);
+  void pump_kin(Site& site, unsigned source);
+  bool kin_waits(const Site& site, unsigned source) const;
   Attempt* next_attempt(Site& site, LaneGroup& group, bool lending = false);
   Attempt* next_borrowed(LaneGroup& group);
   Attempt* make_attempt(Item& item, const Site& site);

@@ -37,6 +37,8 @@ TlsStatus& TlsStatus::operator+=(const TlsStatus& part) {
   failed_protocol += part.failed_protocol;
   failed_ended += part.failed_ended;
   sessions_in_the_clear += part.sessions_in_the_clear;
+  verified_dane += part.verified_dane;
+  blocked += part.blocked;
   return *this;
 }
 
@@ -203,7 +205,7 @@ Problem Relay::start() {
   // Half of the cores at most: mail goes on while passwords are guessed. What waits longer than some seconds has
   // given up anyway.
   parts.passwords = std::make_unique<relay::PasswordThreads>(std::clamp(std::thread::hardware_concurrency() / 2, 1u, 8u), kPasswordsWaiting);
-  dns::AresOptions dns{config.dns_servers, config.dns_timeout_ms};
+  dns::AresOptions dns{config.dns_servers, config.dns_timeout_ms, config.dnssec_resolvers};
   for (auto& io : state.ios) {
     Result<std::unique_ptr<dns::Transport>> transport = dns::make_ares_transport(*io, dns);
     if (!transport.ok()) {

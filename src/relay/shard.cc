@@ -103,10 +103,10 @@ void Shard::close(std::function<void()> done) { transport_->stop(std::move(done)
 void Shard::adopt(config::Snapshot config) {
   config_ = std::move(config);
   count_accounts();
-  scheduler_->adopt(config_);
-  delivery_->adopt(config_);
-  reports_->adopt(config_);
   mx_->configure(delivery::mx_options(*config_));
+  delivery_->adopt(config_);
+  scheduler_->adopt(config_);
+  reports_->adopt(config_);
 }
 
 void Shard::add_status(RelayStatus& status) const {
@@ -141,6 +141,8 @@ void Shard::add_status(RelayStatus& status) const {
   status.tls_out.failed_protocol += out.tls_failed_protocol;
   status.tls_out.failed_ended += out.tls_failed_ended;
   status.tls_out.sessions_in_the_clear += out.plaintext_sessions;
+  status.tls_out.verified_dane += out.tls_dane;
+  status.tls_out.blocked += out.tls_blocked;
   queue::SchedulerStats queue = scheduler_->stats();
   status.delivered += queue.delivered;
   status.deferred += queue.deferred;

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
+#include <vector>
 
 #include "base/assert.h"
 #include "base/out_of_memory.h"
@@ -129,7 +131,7 @@ std::unique_ptr<Engine> Engine::connect(std::shared_ptr<ClientContext> context, 
   if (!wanted.server_name.empty() && !is_address(wanted.server_name)) {
     wolfSSL_UseSNI(ssl, WOLFSSL_SNI_HOST_NAME, wanted.server_name.data(),
                    static_cast<unsigned short>(wanted.server_name.size()));
-    wolfSSL_check_domain_name(ssl, wanted.server_name.c_str());
+    if (!wanted.dane) wolfSSL_check_domain_name(ssl, wanted.server_name.c_str());
   }
   if (!wanted.session_key.empty()) {
     wolfSSL_set_SessionTicket_cb(ssl, ticket_callback, engine.get());
@@ -185,6 +187,23 @@ int Engine::verify_callback(int fine, WOLFSSL_X509_STORE_CTX* store) {
   Engine& engine = *static_cast<Engine*>(store->userCtx);
   Verified& verified = engine.info_.verified;
   if (store->totalCerts == 0) return 1;  // it showed none
+  // Whoever passes over the fault of an authority in the chain makes wolfSSL believe in it: it joins those that all
+  // connections of the context trust. Unless wolfSSL is told that nothing is verified, until the peer's own certificate
+  // comes, last and always; from then on it must prove that it has the key.
+  engine.own_certificate_seen_ = store->error_depth == 0;
+  wolfSSL_set_verify(engine.ssl_, engine.own_certificate_seen_ || engine.options_.verify ? WOLFSSL_VERIFY_PEER : WOLFSSL_VERIFY_NONE,
+                     verify_callback);
+  if (engine.options_.dane) {
+    // All of the chain is here with the first call, and what wolfSSL thinks of it does not matter.
+    if (!std::exchange(engine.dane_judged_, true)) {
+      std::vector<std::string_view> chain;
+      for (int i = 0; i < store->totalCerts; ++i) {
+        chain.emplace_back(reinterpret_cast<const char*>(store->certs[i].buffer), store->certs[i].length);
+      }
+      verified = check_dane(*engine.options_.dane, chain);
+    }
+    return verified == Verified::ok ? 1 : 0;
+  }
   if (fine) {
     if (verified != Verified::not_checked) return 1;
     // A name to compare it with there is only where wolfSSL was given one.
@@ -251,6 +270,11 @@ bool Engine::wants_binding() const {
 }
 
 void Engine::on_open() {
+  // What is checked in the callback, or was when the session was made: no way around it may be open.
+  const bool proven = own_certificate_seen_ || wolfSSL_session_reused(ssl_) != 0;
+  if (must_verify() && (info_.verified != Verified::ok || !proven)) {
+    return fail(Failure::certificate, fmt::format("certificate {}", proven ? to_string(info_.verified) : "not shown"));
+  }
   state_ = State::open;
   info_.version = wolfSSL_get_version(ssl_);
   info_.suite = suite_name(ssl_);
@@ -383,7 +407,7 @@ void Engine::fail_native(int error) {
   wolfSSL_get_alert_history(ssl_, &history);
   // Those of the handshake; a certificate that we refused has its own name.
   if (info_.verified != Verified::ok && info_.verified != Verified::not_checked &&
-      (options_.verify || server_) && state_ == State::handshaking) {
+      (must_verify() || server_) && state_ == State::handshaking) {
     return fail(Failure::certificate, fmt::format("certificate {}: {}", to_string(info_.verified), text));
   }
   if (history.last_rx.level == alert_fatal) {

@@ -29,6 +29,7 @@
 #include <string_view>
 
 #include "tls/context.h"
+#include "tls/dane.h"
 #include "tls/session_cache.h"
 
 struct WOLFSSL;
@@ -50,6 +51,7 @@ std::string_view to_string(Failure failure);
 struct ClientOptions {
   std::string server_name;  // for SNI and the check of the certificate; empty: neither
   bool verify = false;      // fail unless the certificate verifies; else only say what it is like
+  std::shared_ptr<const DaneWish> dane;  // it verifies by these, and must; authorities and server_name do not count
   bool channel_binding = false;  // Engine::channel_binding() is wanted
   std::string session_key;  // of the session cache; empty: not resumed, not kept
 };
@@ -108,6 +110,7 @@ class Engine {
   static int ticket_callback(WOLFSSL*, const unsigned char*, int, void* self);
 
   bool wants_binding() const;
+  bool must_verify() const { return options_.verify || options_.dane; }
   bool begin_server();      // false: more of the ClientHello is needed, or it failed
   void attach(WOLFSSL* ssl);
   void handshake();
@@ -130,6 +133,8 @@ class Engine {
   bool heard_ = false;  // client: the first octet has been looked at
   bool fresh_session_ = false;
   bool close_said_ = false;
+  bool dane_judged_ = false;
+  bool own_certificate_seen_ = false;  // the peer's, in this handshake
   Info info_;
   std::string channel_binding_;
   Failure failure_ = Failure::none;

@@ -13,6 +13,7 @@ std::string_view to_string(Verified verified) {
     case Verified::expired: return "expired";
     case Verified::wrong_name: return "wrong name";
     case Verified::invalid: return "invalid";
+    case Verified::no_match: return "no TLSA record fits";
   }
   UNREACHABLE();
 }

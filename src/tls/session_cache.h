@@ -23,6 +23,7 @@ enum class Verified : uint8_t {
   expired,      // or not yet valid
   wrong_name,
   invalid,      // a signature, constraint or key that is no good
+  no_match,     // DANE: no TLSA record fits it
 };
 std::string_view to_string(Verified verified);
 

@@ -236,6 +236,7 @@ class Receiver::Session final : public net::StreamOwner {
     }
     ++receiver_.messages_total;
     message_.at_ns = receiver_.io_.now();
+    message_.secure = stream_.tls() != nullptr;
     if (chance(behaviour.drop_unreplied)) {
       message_.copy = Copy::unreplied;
       if (receiver_.on_message) receiver_.on_message(message_);

@@ -52,6 +52,7 @@ struct ReceivedMessage {
   std::vector<std::string> recipients;
   std::string content;  // as it stands before dot-stuffing
   bool chunked = false;
+  bool secure = false;  // came encrypted
   Copy copy = Copy::unreplied;
   int64_t at_ns = 0;
   uint64_t connection = 0;  // of this receiver, from 1

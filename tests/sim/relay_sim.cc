@@ -35,6 +35,7 @@
 #include <vector>
 
 #include "base/assert.h"
+#include "base/base64.h"
 #include "base/log.h"
 #include "certificate.h"
 #include "config/parse.h"
@@ -47,6 +48,7 @@
 #include "relay/core.h"
 #include "sender.h"
 #include "shaping/arbiter.h"
+#include "tls/x509.h"
 
 namespace millrace::sim {
 namespace {
@@ -87,6 +89,8 @@ struct Site {
   Fate fate = Fate::well;
   unsigned hosts = 1;    // receivers, one address each
   unsigned domains = 1;  // hosted there
+  // DANE: every second domain is signed, and the hosts' TLSA records are right, or wrong until faults end.
+  enum class Dane : uint8_t { none, right, wrong } dane = Dane::none;
   ReceiverBehaviour behaviour;
 };
 
@@ -382,6 +386,7 @@ Plan make_plan(uint64_t seed, const Less& less) {
       site.behaviour.tls = *tls::ServerContext::make(settings);
       site.behaviour.refuse_tls = refuse;
       site.behaviour.break_tls = broken;
+      if (more.chance(0.5)) site.dane = more.chance(0.3) ? Site::Dane::wrong : Site::Dane::right;
     }
     plan.tls = on;
   }
@@ -408,7 +413,8 @@ Plan make_plan(uint64_t seed, const Less& less) {
       config.destination_rate.count);
   if (plan.shaping.on) plan.text += "\n" + plan.shaping.text();
   for (const Site& site : plan.sites) {
-    plan.text += fmt::format("\n  site {}, {} hosts, {} domains", to_string(site.fate), site.hosts, site.domains);
+    plan.text += fmt::format("\n  site {}, {} hosts, {} domains{}", to_string(site.fate), site.hosts, site.domains,
+                             site.dane == Site::Dane::none ? "" : site.dane == Site::Dane::right ? ", DANE" : ", DANE with wrong records");
   }
   return plan;
 }
@@ -600,6 +606,7 @@ class Run {
   bool shut_down();
   void submit();
   void on_message(size_t receiver, const ReceivedMessage& message);
+  void publish(unsigned site, unsigned host, bool right);
   void calm();
   void revive();
   // Runs that long, or until `done`, looking at the limits after every turn.
@@ -620,6 +627,7 @@ class Run {
   reactor::SimWorld world_;
   const reactor::HostId relay_host_, sender_host_, receiver_host_;
   dns::ModelZones zones_;
+  std::set<std::string> signed_;  // domains
   Ledger ledger_;
   EventJudge judge_;
   std::unique_ptr<reactor::Io> sender_io_, receiver_io_;
@@ -713,11 +721,19 @@ Run::Run(uint64_t seed, const Less& less, bool verbose)
       }
       if (site.fate == Fate::missing) judge_.missing(domain);
       if (site.fate == Fate::no_route) zones_.fail(domain, dns::Outcome::failure);
+      if (site.dane != Site::Dane::none && d % 2 == 0) {
+        zones_.sign(domain);
+        signed_.insert(domain);
+      }
     }
     for (unsigned h = 0; h < site.hosts; ++h) {
       size_t number = receivers_.size();
       std::string address = fmt::format("198.51.100.{}", number + 1);
       zones_.add_address(fmt::format("mx{}.d{}.example", h, i), address);
+      if (site.dane != Site::Dane::none) {
+        zones_.sign(fmt::format("mx{}.d{}.example", h, i));
+        publish(i, h, site.dane == Site::Dane::right);
+      }
       site_of_address_[address] = i;
       site_of_peer_[*Address::parse(address + ":25")] = i;
       Receiver& receiver = receivers_.emplace_back(*receiver_io_, seed * 1000 + number, site.behaviour);
@@ -1047,6 +1063,21 @@ void Run::submit() {
   }
 }
 
+// The TLSA record of a host of the site.
+void Run::publish(unsigned site, unsigned host, bool right) {
+  static const std::string key = [] {
+    std::string pem = simulated_certificate().chain_pem, text;
+    for (size_t at = pem.find('\n') + 1; pem[at] != '-'; ++at) {
+      if (pem[at] != '\n') text += pem[at];
+    }
+    const std::string der = from_base64(text).value();
+    return std::string(tls::view_certificate(der)->public_key);
+  }();
+  const std::string name = fmt::format("_25._tcp.mx{}.d{}.example", host, site);
+  zones_.remove(name);
+  zones_.add_tlsa(name, {3, 1, 0, right ? key : "\x30\x01\x01"});
+}
+
 void Run::on_message(size_t receiver, const ReceivedMessage& message) {
   unsigned site = site_of_address_[fmt::format("198.51.100.{}", receiver + 1)];
   unsigned most = provided(site) && plan_.shaping.recipients > 0 ? plan_.shaping.recipients : recipients_a_transaction_;
@@ -1055,6 +1086,10 @@ void Run::on_message(size_t receiver, const ReceivedMessage& message) {
   uint64_t number = number_of(message.content);
   if (number != number_of_path(message.reverse_path)) object("a message arrived with another's envelope");
   for (const std::string& recipient : message.recipients) {
+    if (signed_.contains(recipient.substr(recipient.find('@') + 1))) {
+      if (!message.secure) object(fmt::format("mail for {} in the clear, whose host has TLSA records", recipient));
+      if (plan_.sites[site].dane == Site::Dane::wrong && !calm_) object(fmt::format("mail for {} to a host that its TLSA records deny", recipient));
+    }
     ledger_.received(message.content, recipient, message.copy, message.at_ns);
     copies_.push_back({number, recipient, receiver, message.connection, message.copy, message.at_ns});
   }
@@ -1079,6 +1114,9 @@ void Run::calm() {
     receivers_[i].behaviour = better;
   }
   for (Sender& sender : senders_) sender.behaviour.drop_in_data = sender.behaviour.drop_after_data = 0;
+  for (unsigned i = 0; i < plan_.sites.size(); ++i) {
+    for (unsigned h = 0; h < plan_.sites[i].hosts && plan_.sites[i].dane == Site::Dane::wrong; ++h) publish(i, h, true);
+  }
 }
 
 void Run::revive() {

@@ -210,8 +210,46 @@ class NameServer(str):
         time.sleep(0.2)
 
 
-def dns(zones, port=5300):
-    """A name server with these zones, {name: text}."""
+def sign_zone(folder, name, spoil=None):
+    """Signs the zone's file (ldns); `spoil` may alter what was signed. Returns its trust anchor."""
+    key = subprocess.run([find('ldns-keygen'), '-a', 'ECDSAP256SHA256', '-k', name], cwd=folder, check=True, capture_output=True,
+                         text=True).stdout.strip()
+    subprocess.run([find('ldns-signzone'), '-f', name + '.signed', name, key], cwd=folder, check=True, capture_output=True)
+    if spoil:
+        text = (folder / (name + '.signed')).read_text()
+        altered = spoil(text)
+        check(altered != text, 'the spoiled zone is another')
+        (folder / (name + '.signed')).write_text(altered)
+    os.replace(folder / (name + '.signed'), folder / name)
+    return (folder / (key + '.key')).read_text()
+
+
+def validating_resolver(server, anchors, zones):
+    """Unbound on 127.0.0.1:53: asks `server` about the zones, and checks what an anchor is for."""
+    unbound = find('unbound') or skip('unbound is not installed')
+    folder = SCRATCH / 'unbound'
+    folder.mkdir()
+    for number, anchor in enumerate(anchors):
+        (folder / f'anchor-{number}').write_text(anchor)
+    stubs = ''.join(f'stub-zone:\n  name: "{name}"\n  stub-addr: {str(server).replace(":", "@")}\n' for name in zones)
+    (folder / 'unbound.conf').write_text(
+        f'server:\n  interface: 127.0.0.1@53\n  username: ""\n  chroot: ""\n  directory: "{folder}"\n  pidfile: ""\n'
+        '  use-syslog: no\n  do-daemonize: no\n  do-not-query-localhost: no\n  num-threads: 1\n  cache-max-ttl: 1\n'
+        '  cache-max-negative-ttl: 1\n  val-bogus-ttl: 1\n  do-ip6: no\n  local-zone: "test." transparent\n  module-config: "validator iterator"\n'
+        + ''.join(f'  trust-anchor-file: "{folder}/anchor-{number}"\n' for number in range(len(anchors)))
+        + f'remote-control:\n  control-enable: no\n{stubs}')
+    process = spawn([unbound, '-d', '-p', '-c', folder / 'unbound.conf'], 'unbound')
+
+    def answers():
+        if process.poll() is not None:
+            raise AssertionError('unbound ended: ' + log_of('unbound')[-1000:])
+        return b':0035' in pathlib.Path('/proc/net/udp').read_bytes()
+    eventually(answers, 20, 'unbound listens')
+    return '127.0.0.1:53'
+
+
+def dns(zones, port=5300, prepare=None):
+    """A name server with these zones, {name: text}. `prepare(folder)` may change their files first."""
     nsd = find('nsd') or skip('nsd is not installed')
     folder = SCRATCH / 'nsd'
     folder.mkdir()
@@ -224,6 +262,8 @@ def dns(zones, port=5300):
                                    f'@ SOA ns.{name}. root.{name}. 1 60 60 600 60\n@ NS ns.{name}.\n'
                                    f'ns A 127.0.0.1\n{text}\n')
         config.append(f'zone:\n  name: "{name}"\n  zonefile: "{name}"\n')
+    if prepare:
+        prepare(folder)
     (folder / 'nsd.conf').write_text(''.join(config))
     server = NameServer(f'127.0.0.1:{port}')
     server.port, server.command = port, [nsd, '-d', '-c', folder / 'nsd.conf']

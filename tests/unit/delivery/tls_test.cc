@@ -1,5 +1,6 @@
 // TLS towards receivers: how it begins, when mail may go in the clear after all, and when never.
 #include "../tls/certificates.h"
+#include "config/shaping.h"
 #include "connection_rig.h"
 
 namespace millrace::delivery {
@@ -262,31 +263,221 @@ TEST_F(TlsTest, NextHopWithSmtpsBeginsWithTheHandshake) {
   EXPECT_EQ(attempt().tls_version, "TLSv1.3");
 }
 
+// ---- DANE (RFC 7672)
+
+tls::TlsaRecord record_of(const std::string& name, uint8_t usage = 3) {
+  const std::string path = made().path("bytes");
+  tls::test::Certificates::read("openssl x509 -pubkey -noout -in " + made().path(name + ".pem") +
+                                " | openssl pkey -pubin -outform der > " + path);
+  return {usage, 1, 1, tls::test::Certificates::read("openssl dgst -binary -sha256 " + path)};
+}
+
+class DaneTest : public TlsTest {
+ protected:
+  static constexpr auto kName = "_25._tcp.mx.example";
+  // A signed domain and host, whose certificate no authority has signed.
+  DaneTest() {
+    zones_.sign("dest.example");
+    zones_.sign("mx.example");
+    static const bool once = (made().make("own", {.names = "DNS:elsewhere.example", .self_signed = true}), made().make("alien"), true);
+    (void)once;
+  }
+  std::shared_ptr<tls::ServerContext> with(const std::string& name) {
+    tls::ServerSettings settings;
+    settings.certificates.push_back(*tls::read_certificate({made().path(name + ".pem"), made().path(name + ".key")}));
+    return *tls::ServerContext::make(settings);
+  }
+  Peer& dane_peer(const std::string& certificate = "own") {
+    Peer& peer = tls_peer();
+    peer.tls = with(certificate);
+    zones_.add_tlsa(kName, record_of("own"));
+    return peer;
+  }
+  void expect_held(const Peer& peer, std::string_view why) {
+    ASSERT_FALSE(queue_.ends.empty());
+    EXPECT_EQ(queue_.ends.back().cause, LaneEnd::Cause::failed);
+    EXPECT_EQ(queue_.ends.back().stage, events::Stage::starttls);
+    EXPECT_NE(queue_.ends.back().reply.find(why), std::string::npos) << queue_.ends.back().reply;
+    EXPECT_TRUE(peer.messages.empty());
+    EXPECT_TRUE(queue_.finished_.empty()) << "nothing bounces";
+  }
+};
+
+TEST_F(DaneTest, RecordsVerifyWhatNoAuthorityDoes) {
+  dane_peer();
+  send_one();
+  ASSERT_EQ(queue_.outcomes(), "[delivered]");
+  EXPECT_EQ(attempt().tls_policy, "dane");
+  EXPECT_EQ(attempt().tls_verified, "ok");
+  EXPECT_EQ(agent_->stats().tls_dane, 1u);
+}
+
+TEST_F(DaneTest, SecondConnectionResumesUnderTheSameRecordsOnly) {
+  dane_peer();
+  send_one();
+  send_one();
+  EXPECT_EQ(agent_->stats().tls_resumed, 1u);
+  EXPECT_EQ(attempt().tls_verified, "ok");
+  zones_.remove(kName);
+  zones_.add_tlsa(kName, record_of("alien"));
+  cache_->flush();
+  send_one();
+  EXPECT_EQ(agent_->stats().tls_resumed, 1u);
+  EXPECT_EQ(queue_.ends.back().cause, LaneEnd::Cause::failed) << "what was good under old records is not under new ones";
+}
+
+TEST_F(DaneTest, WrongCertificateHoldsTheSite) {
+  const Peer& peer = dane_peer("alien");  // which an authority of ours has signed
+  send_one();
+  expect_held(peer, "no TLSA record fits");
+}
+
+TEST_F(DaneTest, WithoutStarttlsMailWaits) {
+  Peer& peer = dane_peer();
+  peer.script = Peer::well_behaved({"PIPELINING"});
+  send_one();
+  expect_held(peer, "not offered");
+  EXPECT_EQ(peer.sessions.size(), 1u);
+}
+
+TEST_F(DaneTest, RefusedStarttlsIsNoReasonToGoInTheClear) {
+  Peer& peer = dane_peer();
+  peer.script = with_starttls("454 4.7.0 not today\r\n");
+  send_one();
+  expect_held(peer, "454");
+}
+
+TEST_F(DaneTest, UnusableRecordsStillMeanTls) {
+  Peer& peer = dane_peer("alien");
+  zones_.remove(kName);
+  zones_.add_tlsa(kName, {1, 1, 1, std::string(32, 'x')});
+  peer.script = Peer::well_behaved({"PIPELINING"});
+  send_one();
+  expect_held(peer, "not offered");
+  peer.script = with_starttls();
+  world_.run_for(120 * kSecond);
+  send_one();
+  EXPECT_EQ(queue_.outcomes(), "[delivered][delivered]");
+  EXPECT_EQ(attempt().tls_policy, "dane-unusable");
+}
+
+TEST_F(DaneTest, BogusRecordsKeepUsFromTheHost) {
+  Peer& peer = dane_peer();
+  zones_.fail(kName, dns::Outcome::failure);
+  send_one();
+  expect_held(peer, "TLSA look-up");
+  EXPECT_TRUE(peer.sessions.empty()) << "not even tried";
+  EXPECT_EQ(agent_->stats().tls_blocked, 1u);
+}
+
+TEST_F(DaneTest, HostWithBogusRecordsGivesWayToTheNext) {
+  Peer& first = dane_peer();
+  zones_.fail(kName, dns::Outcome::failure);
+  Peer& second = second_peer();
+  second.tls = server();
+  second.script = with_starttls();
+  send_one();
+  EXPECT_EQ(queue_.outcomes(), "[delivered]");
+  EXPECT_TRUE(first.sessions.empty());
+  EXPECT_EQ(second.messages.size(), 1u);
+}
+
+TEST_F(DaneTest, HostWithRecordsIsNeverTriedInTheClearForOthersThatRefuse) {
+  Peer& first = dane_peer("alien");
+  first.script = with_starttls("454 4.7.0 not today\r\n");
+  Peer& second = second_peer();
+  second.script = with_starttls("454 4.7.0 not today\r\n");
+  send_one();
+  EXPECT_TRUE(first.messages.empty());
+  EXPECT_TRUE(second.messages.empty()) << "one of them may not go in the clear, so all wait";
+}
+
+TEST_F(DaneTest, UnsignedDomainIsServedAsEver) {
+  dane_peer("alien");
+  zones_.add_mx("plain.example", 10, "mx.example");
+  add("Subject: x\r\n\r\nhello\r\n", {"a@plain.example"});
+  resolve("plain.example");
+  open();
+  ASSERT_TRUE(run_until_closed());
+  EXPECT_EQ(queue_.outcomes(), "[delivered]");
+  EXPECT_EQ(attempt().tls_policy, "opportunistic");
+}
+
+TEST_F(DaneTest, AskedForExplicitlyItIsDaneOrNothing) {
+  config_.tls = config::TlsLevel::dane;
+  restart();
+  Peer& peer = tls_peer();
+  send_one();
+  expect_held(peer, "no secure TLSA records");
+  EXPECT_TRUE(peer.sessions.empty());
+}
+
+TEST_F(DaneTest, WhatIsSaidOfTheHostGoesAhead) {
+  config_.tls_for["mx.example"] = config::TlsLevel::required;
+  restart();
+  dane_peer("alien");
+  send_one();
+  EXPECT_EQ(queue_.outcomes(), "[delivered]");
+  EXPECT_EQ(attempt().tls_policy, "required");
+}
+
+TEST_F(DaneTest, ShapingFileDecidesByDomain) {
+  config_.shaping_rules = *config::Shaping::parse("[domain.\"dest.example\"]\ntls = \"opportunistic\"\n", "shaping.toml", {});
+  restart();
+  dane_peer("alien");
+  send_one();
+  EXPECT_EQ(queue_.outcomes(), "[delivered]");
+  EXPECT_EQ(attempt().tls_policy, "opportunistic");
+}
+
 // ---- policy
+
+TEST(TlsDemandTest, DomainsThatAskTheSameShareConnections) {
+  using config::TlsLevel;
+  dns::Route route;
+  route.hosts.push_back({.name = "mx.example", .preference = 10, .addresses = {}});
+  EXPECT_EQ(tls_demand(route, "a.example", TlsLevel::automatic).key, tls_demand(route, "b.example", TlsLevel::opportunistic).key);
+  EXPECT_NE(tls_demand(route, "a.example", TlsLevel::required).key, tls_demand(route, "a.example", TlsLevel::automatic).key);
+  dns::Dane& dane = route.hosts[0].dane;
+  dane = {dns::Dane::State::records, {{3, 1, 1, std::string(32, 'x')}}, "mx.example", {}};
+  EXPECT_EQ(tls_demand(route, "a.example", TlsLevel::automatic).key, tls_demand(route, "b.example", TlsLevel::automatic).key);
+  EXPECT_NE(tls_demand(route, "a.example", TlsLevel::automatic).key, tls_demand(route, "a.example", TlsLevel::opportunistic).key);
+  // By an authority of its own, the server may have the domain's name: then nobody else's connection will do.
+  dane.records[0].usage = 2;
+  dane.base = "mx.a.example";
+  EXPECT_EQ(tls_demand(route, "a.example", TlsLevel::automatic).next_hop, "a.example");
+  EXPECT_EQ(tls_demand(route, "b.example", TlsLevel::automatic).next_hop, "");
+  EXPECT_NE(tls_demand(route, "a.example", TlsLevel::automatic).key, tls_demand(route, "b.example", TlsLevel::automatic).key);
+}
 
 dns::Route route_of(std::string host, bool explicit_hop = false) {
   dns::Route route;
-  route.hosts.push_back({std::move(host), 10, {*reactor::Address::parse("192.0.2.1:25")}});
+  route.hosts.push_back({.name = std::move(host), .preference = 10, .addresses = {*reactor::Address::parse("192.0.2.1:25")}});
   route.explicit_hop = explicit_hop;
   return route;
+}
+
+TlsPolicy policy_of(const config::Config& config, std::string host) {
+  const dns::Route route = route_of(std::move(host));
+  return tls_policy(config, route, route.hosts[0]);
 }
 
 TEST(TlsPolicyTest, BigProvidersAreNeverServedInTheClear) {
   config::Config config;
   for (const char* host : {"aspmx.l.google.com", "x.mail.protection.outlook.com", "mta5.am0.yahoodns.net", "mx01.mail.icloud.com"}) {
-    EXPECT_EQ(tls_policy(config, route_of(host), host).level, config::TlsLevel::required) << host;
+    EXPECT_EQ(policy_of(config, host).level, config::TlsLevel::required) << host;
   }
-  EXPECT_EQ(tls_policy(config, route_of("notgoogle.com"), "notgoogle.com").level, config::TlsLevel::opportunistic);
+  EXPECT_EQ(policy_of(config, "notgoogle.com").level, config::TlsLevel::opportunistic);
   config.tls_for["google.com"] = config::TlsLevel::none;
-  EXPECT_EQ(tls_policy(config, route_of("aspmx.l.google.com"), "aspmx.l.google.com").level, config::TlsLevel::none);
+  EXPECT_EQ(policy_of(config, "aspmx.l.google.com").level, config::TlsLevel::none);
 }
 
 TEST(TlsPolicyTest, LongestNameDecides) {
   config::Config config;
   config.tls_for = {{"example.org", config::TlsLevel::required}, {"old.example.org", config::TlsLevel::none}};
-  EXPECT_EQ(tls_policy(config, route_of("mx.example.org"), "mx.example.org").level, config::TlsLevel::required);
-  EXPECT_EQ(tls_policy(config, route_of("mx.old.example.org"), "mx.old.example.org").level, config::TlsLevel::none);
-  EXPECT_EQ(tls_policy(config, route_of("mx.example.net"), "mx.example.net").level, config::TlsLevel::opportunistic);
+  EXPECT_EQ(policy_of(config, "mx.example.org").level, config::TlsLevel::required);
+  EXPECT_EQ(policy_of(config, "mx.old.example.org").level, config::TlsLevel::none);
+  EXPECT_EQ(policy_of(config, "mx.example.net").level, config::TlsLevel::opportunistic);
 }
 
 TEST(TlsMemoryTest, ForgetsAfterThirtyDaysAndTellsNewsOnceADay) {

@@ -37,6 +37,47 @@ TEST(ParseReply, MxRecordsCarryPreferenceAndLowerCaseHost) {
   EXPECT_EQ(answer.mx[1].host, ".");
 }
 
+TEST(ParseReply, TlsaAndTextRecordsAreRead) {
+  const std::string data = std::string("\x03\x01\x01", 3) + std::string(32, 'd');
+  const Answer tlsa = parse_reply(Packet("_25._tcp.mx.example", 52).answer(kQuestion, 52, 60, data).str(), "_25._tcp.mx.example", Type::tlsa);
+  ASSERT_EQ(tlsa.outcome, Outcome::records);
+  ASSERT_EQ(tlsa.tlsa.size(), 1u);
+  EXPECT_EQ(tlsa.tlsa[0], (tls::TlsaRecord{3, 1, 1, std::string(32, 'd')}));
+  const Answer text = parse_reply(Packet("t.example", 16).answer(kQuestion, 16, 60, "\x03v=S\x04Tsv1").str(), "t.example", Type::txt);
+  ASSERT_EQ(text.texts.size(), 1u);
+  EXPECT_EQ(text.texts[0], "v=STsv1") << "the strings of a record put together";
+}
+
+TEST(ParseReply, BrokenTlsaAndTextRecordsAreMalformed) {
+  for (const std::string& data : {std::string(), std::string("\x03\x01", 2)}) {
+    EXPECT_EQ(parse_reply(Packet("t.example", 52).answer(kQuestion, 52, 60, data).str(), "t.example", Type::tlsa).outcome,
+              Outcome::malformed);
+  }
+  EXPECT_EQ(parse_reply(Packet("t.example", 16).answer(kQuestion, 16, 60, "\x09v=S").str(), "t.example", Type::txt).outcome,
+            Outcome::malformed);
+}
+
+TEST(ParseReply, AuthenticDataCountsOnlyFromWhomWeTrust) {
+  const std::string packet = Packet("mx.example", 1).flags(0x81a0).a(kQuestion, 60, 0xc0000201).str();
+  EXPECT_TRUE(parse_reply(packet, "mx.example", Type::a, true).secure);
+  EXPECT_FALSE(parse_reply(packet, "mx.example", Type::a, false).secure);
+  EXPECT_FALSE(parse_reply(Packet("mx.example", 1).a(kQuestion, 60, 1).str(), "mx.example", Type::a, true).secure);
+}
+
+TEST(ParseReply, AliasAskedForItselfIsNotFollowed) {
+  const std::string packet = Packet("www.example", 5).cname(kQuestion, 60, "host.example").str();
+  const Answer answer = parse_reply(packet, "www.example", Type::cname);
+  EXPECT_EQ(answer.outcome, Outcome::records);
+  EXPECT_EQ(answer.alias, "host.example");
+}
+
+TEST(ParseReply, EndOfTheChainOfAliasesIsNamed) {
+  const std::string packet =
+      Packet("www.example", 1).cname(kQuestion, 60, "host.example").a(wire_name("host.example"), 60, 0xc0000201).str();
+  EXPECT_EQ(parse_reply(packet, "www.example", Type::a).expanded, "host.example");
+  EXPECT_EQ(parse_reply(Packet("a.example", 1).a(kQuestion, 60, 1).str(), "a.example", Type::a).expanded, "");
+}
+
 TEST(ParseReply, AliasesAreFollowedInAnyOrder) {
   const std::string packet = Packet("www.example", 1)
                                  .a(wire_name("c.example"), 500, 0xc0000203)

@@ -89,6 +89,8 @@ class NameServer {
     if (what == "otherid") return packet.a(kQuestion, 60, 0xc6336401).str(id ^ 1);
     if (what == "otherquestion")
       return Packet("evil.example", type).a(kQuestion, 60, 0xc6336401).str(id);
+    // What a resolver does that checks signatures: it says so only to who asks for it.
+    if (what == "signed") return packet.flags((query[3] & 0x20) != 0 ? 0x81a0 : 0x8180).a(kQuestion, 60, 1).str(id);
     if (what == "mx") return packet.mx(kQuestion, 300, 10, "mx1.example").str(id);
     return packet.a(kQuestion, 300, tcp ? 0xc6336402 : 0xc6336401).str(id);
   }
@@ -183,6 +185,11 @@ TEST_F(AresTest, AddressAndMxRecordsComeBack) {
   answer = ask("mx.example", Type::mx);
   ASSERT_EQ(answer.outcome, Outcome::records);
   EXPECT_EQ(answer.mx.at(0).host, "mx1.example");
+}
+
+TEST_F(AresTest, ResolverOnThisMachineIsTrustedToHaveCheckedSignatures) {
+  EXPECT_TRUE(ask("signed.example").secure);
+  EXPECT_FALSE(ask("a.example").secure);
 }
 
 TEST_F(AresTest, NxdomainIsToldFromFailure) {

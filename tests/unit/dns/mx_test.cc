@@ -65,6 +65,108 @@ TEST_F(MxTest, HostsComeInOrderOfPreference) {
   EXPECT_FALSE(route->implicit);
 }
 
+class DaneTest : public MxTest {
+ protected:
+  DaneTest() {
+    zones_.add_mx("example.com", 10, "mx.example.com");
+    zones_.add_address("mx.example.com", "198.51.100.1");
+  }
+  Dane dane(std::string_view domain = "example.com") {
+    RouteRef found;
+    mx_.find_hosts(domain, [&](const RouteRef& route) { found = route; }, true);
+    EXPECT_TRUE(world_.run_until([&] { return found != nullptr; }, world_.now() + 600 * kSecond));
+    EXPECT_EQ(found->verdict, Verdict::usable) << found->reason;
+    return found->hosts.at(0).dane;
+  }
+  const tls::TlsaRecord record_{3, 1, 1, std::string(32, 'x')};
+};
+
+TEST_F(DaneTest, RecordsOfASignedHostOfASignedDomainAreFound) {
+  zones_.sign("example.com");
+  zones_.add_tlsa("_25._tcp.mx.example.com", record_);
+  const Dane found = dane();
+  ASSERT_EQ(found.state, Dane::State::records);
+  EXPECT_EQ(found.records, std::vector{record_});
+  EXPECT_EQ(found.base, "mx.example.com");
+}
+
+TEST_F(DaneTest, RecordsAreNotAskedForWhereTheMxAnswerIsNotSecure) {
+  zones_.sign("mx.example.com");  // the host is, the domain is not
+  zones_.add_tlsa("_25._tcp.mx.example.com", record_);
+  EXPECT_EQ(dane().state, Dane::State::none);
+  EXPECT_EQ(transport_.asked("_25._tcp.mx.example.com", Type::tlsa), 0u);
+}
+
+TEST_F(DaneTest, RecordsAreNotAskedForWhereTheAddressIsNotSecure) {
+  zones_.add_mx("other.example", 10, "mx.example.com");
+  zones_.sign("other.example");
+  zones_.add_tlsa("_25._tcp.mx.example.com", record_);
+  EXPECT_EQ(dane("other.example").state, Dane::State::none);
+  EXPECT_EQ(transport_.asked("_25._tcp.mx.example.com", Type::tlsa), 0u);
+}
+
+TEST_F(DaneTest, NoRecordsAreNone) {
+  zones_.sign("example.com");
+  EXPECT_EQ(dane().state, Dane::State::none);
+}
+
+TEST_F(DaneTest, FailedLookUpIsUnknownAndNeverNone) {
+  zones_.sign("example.com");
+  for (Outcome outcome : {Outcome::failure, Outcome::malformed}) {
+    zones_.fail("_25._tcp.mx.example.com", outcome);
+    const Dane found = dane();
+    EXPECT_EQ(found.state, Dane::State::unknown);
+    EXPECT_NE(found.reason.find("_25._tcp.mx.example.com"), std::string::npos) << found.reason;
+    world_.run_for(10 * kSecond);
+  }
+  zones_.heal("_25._tcp.mx.example.com");
+  EXPECT_EQ(dane().state, Dane::State::none);
+}
+
+TEST_F(DaneTest, AliasIsExpandedFirstAndThenTakenAsItIs) {
+  zones_.sign("example.com");
+  zones_.add_mx("a.example.com", 10, "alias.example.com");
+  zones_.add_alias("alias.example.com", "mx.example.com");
+  for (bool leave_aliases : {false, true}) {
+    zones_.faults.leave_aliases = leave_aliases;
+    cache_.flush();
+    zones_.remove("_25._tcp.mx.example.com");
+    zones_.add_tlsa("_25._tcp.alias.example.com", record_);
+    EXPECT_EQ(dane("a.example.com").base, "alias.example.com");
+    cache_.flush();
+    zones_.add_tlsa("_25._tcp.mx.example.com", record_);
+    EXPECT_EQ(dane("a.example.com").base, "mx.example.com");
+  }
+}
+
+TEST_F(DaneTest, SignedAliasOfAnUnsignedHostHasRecordsOfItsOwn) {
+  zones_.sign("example.com");
+  zones_.add_mx("a.example.com", 10, "alias.example.com");
+  zones_.add_alias("alias.example.com", "host.elsewhere.example");
+  zones_.add_address("host.elsewhere.example", "198.51.100.2");
+  zones_.add_tlsa("_25._tcp.host.elsewhere.example", record_);
+  EXPECT_EQ(dane("a.example.com").state, Dane::State::none);
+  cache_.flush();
+  zones_.add_tlsa("_25._tcp.alias.example.com", record_);
+  EXPECT_EQ(dane("a.example.com").base, "alias.example.com");
+}
+
+TEST_F(DaneTest, ImplicitMxHasRecordsToo) {
+  zones_.add_address("plain.example", "198.51.100.3");
+  zones_.sign("plain.example");
+  zones_.add_tlsa("_25._tcp.plain.example", record_);
+  EXPECT_EQ(dane("plain.example").base, "plain.example");
+}
+
+TEST_F(DaneTest, NextHopIsAskedForAtItsPort) {
+  zones_.sign("example.com");
+  zones_.add_tlsa("_465._tcp.mx.example.com", record_);
+  RouteRef found;
+  mx_.find_next_hop("mx.example.com", 465, [&](const RouteRef& route) { found = route; }, true);
+  ASSERT_TRUE(world_.run_until([&] { return found != nullptr; }, world_.now() + 600 * kSecond));
+  EXPECT_EQ(found->hosts.at(0).dane.state, Dane::State::records);
+}
+
 TEST_F(MxTest, EqualHostsAreShuffledAndAllOfThemComeFirst) {
   for (int i = 0; i < 4; ++i) {
     const std::string host = fmt::format("mx{}.example", i);

@@ -238,6 +238,120 @@ TEST_F(SchedulerTest, ConnectionsNeverExceedTheLimit) {
   EXPECT_LE(agent_->most_lanes, 3u);
 }
 
+// Domains of one host that differ in what they ask of TLS.
+class TlsDemandTest : public SchedulerTest {
+ protected:
+  void adopt() {
+    scheduler_->adopt(std::make_shared<config::Config>(config_));
+    scheduler_->check();
+  }
+  void start_shared() {
+    start();
+    agent_->route = [](const std::string& domain) {
+      dns::Route found;
+      found.verdict = dns::Verdict::usable;
+      found.site = "mx.example";
+      found.valid_until_ns = INT64_MAX;
+      if (!domain.starts_with("plain")) found.tls.key = domain.substr(0, domain.find('.'));
+      return found;
+    };
+  }
+};
+
+TEST_F(TlsDemandTest, ConnectionServesOnlyDomainsThatAskTheSame) {
+  start_shared();
+  agent_->serve = [](Attempt& attempt) {
+    const std::string& domain = attempt.message->envelope.recipients[attempt.recipients[0]].domain;
+    const Site& site = *attempt.item->queue->destination->site;
+    EXPECT_EQ(site.key, "mx.example");
+    EXPECT_EQ(site.route->tls.key, domain.starts_with("plain") ? "" : domain.substr(0, domain.find('.')));
+    attempt.results[0].action = Action::delivered;
+  };
+  agent_->depth = 3;
+  for (int i = 0; i < 20; ++i) {
+    for (const char* domain : {"plain.one", "plain.two", "dane.one", "dane.two", "sts.one"}) {
+      enqueue({std::string("a@") + domain});
+    }
+  }
+  run(60);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 100u);
+}
+
+TEST_F(TlsDemandTest, LimitOfConnectionsIsTheHostsOwn) {
+  config_.destination_connections = 3;
+  start_shared();
+  agent_->hold_attempts = true;
+  for (int i = 0; i < 20; ++i) {
+    for (const char* domain : {"plain.one", "dane.one", "sts.one"}) enqueue({std::string("a@") + domain});
+  }
+  run(20);
+  EXPECT_LE(agent_->most_lanes, 3u);
+  agent_->finish_all();
+  run(60);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 60u) << "a lane without work makes room for those that ask otherwise";
+  EXPECT_LE(agent_->most_lanes, 3u);
+}
+
+TEST_F(TlsDemandTest, DomainsThatAskOtherwiseTakeTurnsAtTheOnlyConnection) {
+  config_.destination_connections = 1;
+  start_shared();
+  agent_->serve = [this](Attempt& attempt) {
+    attempt.results[0].action = Action::delivered;
+    for (auto& lane : agent_->lanes) lane->retire();  // as at a limit of messages per connection
+  };
+  for (int i = 0; i < 20; ++i) enqueue({"a@plain.one"});
+  for (int i = 0; i < 20; ++i) enqueue({"a@dane.one"});
+  std::string last = enqueue({"b@sts.one"}).to_string();
+  run(60);
+  ASSERT_EQ(agent_->attempted.size(), 41u);
+  EXPECT_EQ(agent_->most_lanes, 1u);
+  auto at = std::find_if(agent_->attempted.begin(), agent_->attempted.end(),
+                         [&](const std::string& text) { return text.starts_with(last); });
+  EXPECT_LT(at - agent_->attempted.begin(), 8);
+}
+
+TEST_F(TlsDemandTest, RateOfConnectionsIsTheHostsOwn) {
+  config_.connect_rate = {1, 3'600'000};
+  start_shared();
+  for (const char* domain : {"plain.one", "dane.one", "sts.one"}) enqueue({std::string("a@") + domain});
+  run(60);
+  EXPECT_EQ(agent_->opened, 1u);
+}
+
+TEST_F(TlsDemandTest, FailureOfThoseWhoAskMoreHoldsNobodyElse) {
+  start_shared();
+  LaneEnd failed;
+  failed.cause = LaneEnd::Cause::failed;
+  failed.stage = events::Stage::starttls;
+  failed.reply = "certificate no TLSA record fits";
+  agent_->fails = [failed](const Site& site) -> std::optional<LaneEnd> {
+    if (site.route->tls.key == "dane") return failed;
+    return std::nullopt;
+  };
+  enqueue({"a@dane.one"});
+  run(10);
+  enqueue({"a@plain.one"});
+  run(10);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
+}
+
+TEST_F(TlsDemandTest, ReloadThatChangesWhatIsAskedFindsRoutesAnew) {
+  start_shared();
+  agent_->hold_attempts = true;
+  enqueue({"a@plain.one"});
+  run();
+  EXPECT_EQ(agent_->resolves, 1u);
+  adopt();
+  run();
+  EXPECT_EQ(agent_->resolves, 1u) << "nothing has changed";
+  config_.tls = config::TlsLevel::required;
+  adopt();
+  agent_->finish_all();
+  enqueue({"a@plain.one"});
+  run();
+  EXPECT_EQ(agent_->resolves, 2u);
+}
+
 TEST_F(SchedulerTest, ASlotFreedAtOneSiteServesAnother) {
   config_.total_connections = 1;
   start();

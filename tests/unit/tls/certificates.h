@@ -4,8 +4,10 @@
 
 #include <stdlib.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <string>
 
 #include "base/assert.h"
@@ -60,7 +62,25 @@ class Certificates {
     return {path(name + ".pem"), path(name + ".key")};
   }
   CertificateFiles make(const std::string& name) { return make(name, Wish{}); }
+  // Signed with the key of `issuer` ("ca", or another name made before), an authority itself or not.
+  CertificateFiles make_below(const std::string& name, const std::string& issuer, bool authority) {
+    run("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 90 -subj /CN=" + name +
+        (authority ? " -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign"
+                   : " -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=DNS:mx.example.org") +
+        " -CA " + issuer + ".pem -CAkey " + issuer + ".key -keyout " + name + ".key -out " + name + ".pem");
+    return {path(name + ".pem"), path(name + ".key")};
+  }
   std::string path(const std::string& name) const { return directory_ + "/" + name; }
+  void write(const std::string& name, const std::string& bytes) { std::ofstream(path(name), std::ios::binary) << bytes; }
+  // What a command says.
+  static std::string read(const std::string& command) {
+    std::string bytes;
+    FILE* from = popen(command.c_str(), "r");
+    ASSERT(from != nullptr);
+    for (int c; (c = std::fgetc(from)) != EOF;) bytes += static_cast<char>(c);
+    ASSERT(pclose(from) == 0);
+    return bytes;
+  }
 
  private:
   void run(const std::string& command) { shell("cd " + directory_ + " && openssl " + command + " > /dev/null 2>&1"); }

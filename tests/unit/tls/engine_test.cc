@@ -283,6 +283,48 @@ TEST(EngineTest, ResumedSessionKeepsWhatWasFound) {
   EXPECT_EQ(again.client->info().verified, Verified::wrong_name);
 }
 
+// An authority that nobody has heard of, and a certificate by it; the chain shows the authority, or does not.
+Certificate by_stranger(bool shows_authority) {
+  static const bool once = [] {
+    test::Certificates::read("cd " + made().path("") + " && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 90 "
+                             "-subj /CN=Stranger -addext keyUsage=critical,keyCertSign -keyout strange.key -out strange.pem 2>&1");
+    made().make_below("by-stranger", "strange", false);
+    return true;
+  }();
+  (void)once;
+  Certificate certificate = *read_certificate({made().path("by-stranger.pem"), made().path("by-stranger.key")});
+  if (shows_authority) certificate.chain_pem += *read_authorities(made().path("strange.pem"));
+  return certificate;
+}
+
+TEST(EngineTest, AuthorityThatOneServerShowsIsTrustedByNoOtherConnection) {
+  const auto context = client();
+  const auto server_with = [](bool shows_authority) {
+    ServerSettings settings;
+    settings.certificates.push_back(by_stranger(shows_authority));
+    return *ServerContext::make(settings);
+  };
+  for (int i = 0; i < 2; ++i) {
+    Pair pair = connect(context, server_with(true), {.server_name = "mx.example.org"});
+    EXPECT_EQ(pair.client->state(), Engine::State::open) << pair.client->error();
+    EXPECT_EQ(pair.client->info().verified, Verified::untrusted);
+  }
+  Pair strict = connect(context, server_with(false), {.server_name = "mx.example.org", .verify = true});
+  EXPECT_EQ(strict.client->state(), Engine::State::failed);
+  EXPECT_EQ(strict.client->failure(), Failure::certificate);
+}
+
+TEST(EngineTest, AuthorityThatOneClientShowsIsTrustedByNoOtherConnection) {
+  const auto asking = server_of({}, made().authority());
+  for (bool shows_authority : {true, true, false}) {
+    ClientSettings settings{.ca_pem = *read_authorities(made().authority())};
+    settings.certificate = by_stranger(shows_authority);
+    Pair pair = connect(*ClientContext::make(settings), asking);
+    EXPECT_EQ(pair.server->state(), Engine::State::open) << pair.server->error();
+    EXPECT_EQ(pair.server->info().verified, Verified::untrusted) << to_string(pair.server->info().verified);
+  }
+}
+
 TEST(EngineTest, ClientCertificateIsAskedForAndChecked) {
   auto asking = server_of({}, made().authority());
   Pair with = connect(client(made().make("friend")), asking);
