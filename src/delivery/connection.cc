@@ -407,6 +407,12 @@ void Connection::note_tls_end(Ending ending) {
     probing_ = false;
   } else {
     tls_unclear_ = true;
+    // It answers well, only not as this mail's policy wants it: others that ask less of it are served.
+    const bool by_policy = refused || (engine != nullptr && engine->failure() == tls::Failure::certificate);
+    if (by_policy && probing_) {
+      agent_.holds_.succeeded(source_index_, peer_);
+      probing_ = false;
+    }
   }
 }
 

@@ -686,6 +686,14 @@ void Scheduler::pump(Site& site, unsigned source) {
     lane->called = true;
     lane->wake();
   }
+  // Mail behind a hold brings no look-up with it. The probe goes to where its hosts are now, and by what they publish now.
+  if (coming < work && group.open < limit && group.probing()) {
+    Destination* first = group.ready.front();
+    if (first && now() >= first->route_until && !first->hold.active(now())) {
+      if (!std::exchange(first->resolving, true)) context_.agent.resolve(*first);
+      return;  // on_route() comes back here
+    }
+  }
   while (coming < work && group.open < limit) {
     if (lanes_open_ + (owed_ && owed_ != &site) >= share) {
       // The next lane that closes, whatever its site, makes room here.

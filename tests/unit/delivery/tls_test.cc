@@ -382,6 +382,19 @@ TEST_F(DaneTest, HostWithBogusRecordsGivesWayToTheNext) {
   EXPECT_EQ(second.messages.size(), 1u);
 }
 
+TEST_F(DaneTest, HostThatItsRecordsDenyServesThoseThatAskLess) {
+  Peer& peer = dane_peer("alien");
+  send_one();
+  expect_held(peer, "no TLSA record fits");
+  queue_.queue.clear();
+  zones_.add_mx("plain.example", 10, "mx.example");
+  add("Subject: x\r\n\r\nhello\r\n", {"a@plain.example"});
+  resolve("plain.example");
+  open();
+  ASSERT_TRUE(run_until_closed(2));
+  EXPECT_EQ(queue_.outcomes(), "[delivered]") << "at once: the address is as good as ever";
+}
+
 TEST_F(DaneTest, HostWithRecordsIsNeverTriedInTheClearForOthersThatRefuse) {
   Peer& first = dane_peer("alien");
   first.script = with_starttls("454 4.7.0 not today\r\n");

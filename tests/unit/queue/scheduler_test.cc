@@ -335,6 +335,32 @@ TEST_F(TlsDemandTest, FailureOfThoseWhoAskMoreHoldsNobodyElse) {
   EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
 }
 
+TEST_F(SchedulerTest, ProbeOfAHeldSiteGoesByARouteOfNow) {
+  start();
+  agent_->route = [this](const std::string& domain) {
+    dns::Route found;
+    found.verdict = dns::Verdict::usable;
+    found.site = "mx." + domain;
+    found.valid_until_ns = io_->now() + 300 * kSecond;
+    found.tls.next_hop = std::to_string(agent_->resolves);  // which answer it is
+    return found;
+  };
+  LaneEnd failed;
+  failed.cause = LaneEnd::Cause::failed;
+  failed.stage = events::Stage::starttls;
+  agent_->fails = [failed](const Site& site) -> std::optional<LaneEnd> {
+    if (site.route->tls.next_hop == "1") return failed;
+    return std::nullopt;
+  };
+  enqueue({"a@example.com"});
+  run(200);
+  EXPECT_EQ(agent_->resolves, 1u);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 0u);
+  run(1200);
+  EXPECT_EQ(agent_->resolves, 2u);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
+}
+
 TEST_F(TlsDemandTest, ReloadThatChangesWhatIsAskedFindsRoutesAnew) {
   start_shared();
   agent_->hold_attempts = true;
