@@ -75,11 +75,11 @@ struct SimOptions {
 
 // What an Io is asked for, to let one of them fail.
 enum class Call : uint8_t {
-  listen, open_socket, accept, connect, receive, send, allocate_buffer,
+  listen, local_address, peer_address, open_socket, accept, connect, receive, send, allocate_buffer,
   open_file, file_size, allocate, read, write, sync, list_directory, make_directory, rename_file, remove_file,
   sync_directory, lock_file, free_space,
 };
-inline constexpr int kCalls = 20;
+inline constexpr int kCalls = 22;
 const char* to_string(Call call);
 
 // The nth call of its kind by the host, counted from 1 since the fault was set, fails with `error`; with

@@ -263,7 +263,7 @@ int SimCore::fails(HostId host, Call call) {
 
 const char* to_string(Call call) {
   static constexpr const char* kNames[] = {
-      "listen", "open_socket", "accept", "connect", "receive", "send", "allocate_buffer", "open_file", "file_size",
+      "listen", "local_address", "peer_address", "open_socket", "accept", "connect", "receive", "send", "allocate_buffer", "open_file", "file_size",
       "allocate", "read", "write", "sync", "list_directory", "make_directory", "rename_file", "remove_file",
       "sync_directory", "lock_file", "free_space"};
   static_assert(std::size(kNames) == kCalls);

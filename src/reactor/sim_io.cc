@@ -299,6 +299,7 @@ Result<Handle> SimIo::open_socket(const Address& peer, const Address& source) {
 }
 
 Result<Address> SimIo::local_address(Handle handle) {
+  if (int error = core_.fails(host_, Call::local_address)) return failed("getsockname", error);
   if (dead_) return fail("getsockname: the host has crashed", EIO);
   HandleEntry* found = find(handle);
   ASSERT(found != nullptr);
@@ -309,6 +310,7 @@ Result<Address> SimIo::local_address(Handle handle) {
 }
 
 Result<Address> SimIo::peer_address(Handle handle) {
+  if (int error = core_.fails(host_, Call::peer_address)) return failed("getpeername", error);
   if (dead_) return fail("getpeername: the host has crashed", EIO);
   HandleEntry& socket = entry(handle, HandleEntry::Kind::socket);
   return core_.net->peer_address(socket.target, socket.side);

@@ -47,6 +47,8 @@ void tell_context(int) {
 std::vector<int> errors_of(Call call) {
   switch (call) {
     case Call::listen: return {EADDRINUSE, EACCES};
+    case Call::local_address: return {ENOBUFS};
+    case Call::peer_address: return {ENOTCONN};
     case Call::open_socket: return {EMFILE, ENOBUFS, EADDRNOTAVAIL};
     case Call::accept: return {EMFILE, ENFILE, ENOBUFS, ECONNABORTED};
     case Call::connect: return {ECONNREFUSED, ETIMEDOUT, ENETUNREACH, EADDRNOTAVAIL, EACCES};
