@@ -22,6 +22,7 @@ struct TlsStatus {
   uint64_t failed_protocol = 0, failed_ended = 0;
   uint64_t sessions_in_the_clear = 0;  // outbound, that came to transactions
   uint64_t verified_dane = 0;  // outbound: handshakes verified by TLSA records
+  uint64_t verified_mta_sts = 0;  // outbound: under an MTA-STS policy in mode enforce
   uint64_t blocked = 0;        // outbound: hosts not tried, since what must be known of their TLS could not be had
 
   TlsStatus& operator+=(const TlsStatus& part);

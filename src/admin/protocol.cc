@@ -167,6 +167,7 @@ json to_json(const TlsStatus& s) {
               {"failed_ended", s.failed_ended},
               {"sessions_in_the_clear", s.sessions_in_the_clear},
               {"verified_dane", s.verified_dane},
+              {"verified_mta_sts", s.verified_mta_sts},
               {"blocked", s.blocked}};
 }
 

@@ -167,6 +167,7 @@ std::string show_status(const json& result, const ViewOptions&) {
                             t("failed_alert") + t("failed_protocol") + t("failed_ended");
     out += fmt::format("  {}    {} handshakes, {} resumed, {} failed", title, t("handshakes"), t("resumed"), failed);
     if (t("verified_dane") > 0) out += fmt::format("; {} verified by DANE", t("verified_dane"));
+    if (t("verified_mta_sts") > 0) out += fmt::format("; {} under MTA-STS", t("verified_mta_sts"));
     if (t("blocked") > 0) out += fmt::format("; {} hosts not tried", t("blocked"));
     if (t("sessions_in_the_clear") > 0) out += fmt::format("; {} sessions in the clear", t("sessions_in_the_clear"));
     out += '\n';

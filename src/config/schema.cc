@@ -492,16 +492,18 @@ std::vector<Field> make_schema() {
           .empty_means("none"));
   add(number("remote-port", &C::remote_port, 1, 65535, "Port of MX hosts."));
   add(choice<TlsLevel>(
-      "tls", &C::tls, "none|opportunistic|required|verified|dane|auto",
+      "tls", &C::tls, "none|opportunistic|required|verified|dane|mta-sts|auto",
       {{"none", TlsLevel::none},
        {"opportunistic", TlsLevel::opportunistic},
        {"required", TlsLevel::required},
        {"verified", TlsLevel::verified},
        {"dane", TlsLevel::dane},
+       {"mta-sts", TlsLevel::mta_sts},
        {"auto", TlsLevel::automatic}},
       "Encryption towards receivers, for domains of which the shaping file says nothing: where it is offered; or nothing in "
-      "the clear; or only with a certificate that is good for the host; or only as TLSA records say; or (auto) by TLSA "
-      "records where there are any, else where it is offered."));
+      "the clear; or only with a certificate that is good for the host; or only as TLSA records say; or only under an "
+      "MTA-STS policy that is enforced; or (auto) by TLSA records where there are any, else by an MTA-STS policy, else where it "
+      "is offered."));
   add(tls_for().empty_means("none"));
   add(text("tls-ca-file", "FILE", &C::tls_ca_file,
            "PEM: the authorities that receivers' certificates are checked against."));

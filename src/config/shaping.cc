@@ -440,7 +440,8 @@ class ShapingReader {
   void read_tls(const toml::node& node, const std::string& domain) {
     constexpr std::pair<std::string_view, TlsLevel> kLevels[] = {
         {"none", TlsLevel::none},         {"opportunistic", TlsLevel::opportunistic}, {"required", TlsLevel::required},
-        {"verified", TlsLevel::verified}, {"dane", TlsLevel::dane},                   {"auto", TlsLevel::automatic}};
+        {"verified", TlsLevel::verified}, {"dane", TlsLevel::dane},                   {"mta-sts", TlsLevel::mta_sts},
+        {"auto", TlsLevel::automatic}};
     auto text = node.value_exact<std::string>();
     std::string all;
     for (const auto& [word, level] : kLevels) {

@@ -30,14 +30,18 @@ dns::MxOptions mx_options(const config::Config& config) {
   return options;
 }
 
-DeliveryAgent::DeliveryAgent(reactor::Io& io, config::Snapshot config, dns::Mx& mx, unsigned shard)
-    : io_(io), config_(std::move(config)), mx_(mx), next_number_(uint64_t{shard} << 48) {
+DeliveryAgent::DeliveryAgent(reactor::Io& io, config::Snapshot config, dns::Mx& mx, dns::Cache& cache, unsigned shard)
+    : io_(io), config_(std::move(config)), mx_(mx), sts_(io, cache), next_number_(uint64_t{shard} << 48) {
   make_tls_context();
 }
 
 // A new one only for new authorities: with the old one go its sessions.
 void DeliveryAgent::make_tls_context() {
   const auto& settings = config_->tls_client;
+  // Shares the settings' life.
+  static const auto none = std::make_shared<const std::string>();
+  sts_.configure(settings ? std::shared_ptr<const std::string>(settings, &settings->ca_pem) : none,
+                 config_->ipv6 != config::Ipv6::off, config_->allow_private_destinations);
   if (tls_ && settings && tls_settings_ && settings->ca_pem == tls_settings_->ca_pem) return;
   auto made = tls::ClientContext::make(settings ? *settings : tls::ClientSettings{});
   if (!made && tls_) {
@@ -73,18 +77,49 @@ DeliveryAgent::~DeliveryAgent() = default;
 
 void DeliveryAgent::start(queue::Dispatcher& dispatcher) { dispatcher_ = &dispatcher; }
 
+// A destination's hosts and its MTA-STS policy, looked up side by side.
+struct DeliveryAgent::Resolving {
+  queue::Destination* destination;
+  config::TlsLevel level;
+  int left = 1;
+  dns::RouteRef route;
+  StsPolicies::PolicyRef policy;
+  int64_t policy_until_ns = INT64_MAX;
+};
+
+void DeliveryAgent::resolved(const std::shared_ptr<Resolving>& both) {
+  if (--both->left > 0) return;
+  queue::Destination& destination = *both->destination;
+  if (both->route->verdict != dns::Verdict::usable) return dispatcher_->on_route(destination, both->route);
+  auto route = std::make_shared<dns::Route>(*both->route);
+  route->valid_until_ns = std::min(route->valid_until_ns, both->policy_until_ns);
+  ask_tls(*route, destination.domain, both->level, both->policy.get());
+  dispatcher_->on_route(destination, std::move(route));
+}
+
 void DeliveryAgent::resolve(queue::Destination& destination) {
-  const config::TlsLevel level = asked_level(*config_, destination.domain);
-  const auto done = [this, &destination, level](const dns::RouteRef& found) {
-    if (found->verdict != dns::Verdict::usable) return dispatcher_->on_route(destination, found);
-    auto route = std::make_shared<dns::Route>(*found);
-    route->tls = tls_demand(*route, destination.domain, level);
-    dispatcher_->on_route(destination, std::move(route));
-  };
-  const bool with_dane = level == config::TlsLevel::dane || level == config::TlsLevel::automatic;
+  using config::TlsLevel;
+  TlsLevel level = asked_level(*config_, destination.domain);
   const config::NextHop* hop = &config_->smarthost;
   if (const auto route = config_->routes.find(destination.domain); route != config_->routes.end()) {
     hop = &route->second;
+  }
+  // Policies are about MX hosts.
+  if (!hop->empty() && level == TlsLevel::mta_sts) level = TlsLevel::verified;
+  const auto both = std::make_shared<Resolving>(Resolving{.destination = &destination, .level = level, .route = {}, .policy = {}});
+  const auto done = [this, both](const dns::RouteRef& found) {
+    both->route = found;
+    resolved(both);
+  };
+  const bool with_dane = level == TlsLevel::dane || level == TlsLevel::automatic;
+  const bool with_sts = level == TlsLevel::mta_sts || level == TlsLevel::automatic;
+  if (hop->empty() && with_sts && sts_.active() && dns::is_host_name("_mta-sts." + destination.domain)) {
+    ++both->left;
+    sts_.find(destination.domain, [this, both](const StsPolicies::PolicyRef& policy, int64_t valid_until_ns) {
+      both->policy = policy;
+      both->policy_until_ns = valid_until_ns;
+      resolved(both);
+    });
   }
   if (hop->empty()) {
     mx_.find_hosts(destination.domain, done, with_dane);

@@ -14,6 +14,7 @@
 #include "delivery/address_holds.h"
 #include "delivery/close_limits.h"
 #include "delivery/connection.h"
+#include "delivery/mta_sts.h"
 #include "delivery/tls_policy.h"
 #include "dns/mx.h"
 #include "queue/agent.h"
@@ -43,6 +44,7 @@ struct AgentStats {
   uint64_t tls_failed_protocol = 0;   // broken, or not TLS at all
   uint64_t tls_failed_ended = 0;      // closed, reset or silent
   uint64_t tls_dane = 0;              // handshakes verified by TLSA records
+  uint64_t tls_mta_sts = 0;           // under an MTA-STS policy in mode enforce
   uint64_t tls_blocked = 0;           // hosts not tried: TLSA records not to be had
   uint64_t auth_failures = 0;         // AUTH refused, or not possible
   uint64_t plaintext_sessions = 0;    // that came to transactions in the clear
@@ -51,7 +53,7 @@ struct AgentStats {
 class DeliveryAgent final : public queue::Agent {
  public:
   // `io` and `mx` outlive the agent.
-  DeliveryAgent(reactor::Io& io, config::Snapshot config, dns::Mx& mx, unsigned shard = 0);
+  DeliveryAgent(reactor::Io& io, config::Snapshot config, dns::Mx& mx, dns::Cache& cache, unsigned shard = 0);
   // REQUIRES: no lane is open: the queue was stopped, or abort() has run to its end.
   ~DeliveryAgent() override;
 
@@ -68,6 +70,7 @@ class DeliveryAgent final : public queue::Agent {
 
   // Sites that completed TLS. on_tls_news tells of one that is to be stored and told to the other shards.
   TlsMemory& tls_memory() { return tls_memory_; }
+  StsPolicies& sts_policies() { return sts_; }
   std::function<void(uint64_t site, int64_t wall_ms)> on_tls_news;
 
  private:
@@ -77,11 +80,14 @@ class DeliveryAgent final : public queue::Agent {
   reactor::Io& io_;
   config::Snapshot config_;
   dns::Mx& mx_;
+  StsPolicies sts_;
   queue::Dispatcher* dispatcher_ = nullptr;
   std::vector<std::unique_ptr<Connection>> connections_;
   AddressHolds holds_;
   CloseLimits close_limits_;
   void make_tls_context();
+  struct Resolving;
+  void resolved(const std::shared_ptr<Resolving>& both);
   // With the certificate that these credentials have, if they have one.
   std::shared_ptr<tls::ClientContext> tls_context(const config::HopCredentials* credentials);
   std::shared_ptr<tls::ClientContext> tls_;

@@ -330,6 +330,7 @@ void Connection::on_secure() {
   if (info.resumed) ++stats.tls_resumed;
   if (info.verified != tls::Verified::ok) ++stats.tls_unverified;
   if (tls_policy_.dane) ++stats.tls_dane;
+  if (tls_policy_.name == "mta-sts") ++stats.tls_mta_sts;
   session_->secured(io_.now());
   after_event();
 }

@@ -37,14 +37,15 @@ config::TlsLevel asked_level(const config::Config& config, std::string_view doma
   return config.shaping_rules ? config.shaping_rules->tls_of(domain, config.tls) : config.tls;
 }
 
-dns::TlsDemand tls_demand(const dns::Route& route, std::string_view domain, config::TlsLevel level) {
+dns::TlsDemand tls_demand(const dns::Route& route, std::string_view domain, config::TlsLevel level, dns::TlsDemand::Sts sts) {
   using config::TlsLevel;
+  using Sts = dns::TlsDemand::Sts;
   dns::TlsDemand demand;
   demand.level = level;
-  // Without TLSA records anywhere `auto` is what `opportunistic` is, and the connections are the same.
+  // With neither TLSA records nor a policy `auto` is what `opportunistic` is, and the connections are the same.
   const bool any = std::any_of(route.hosts.begin(), route.hosts.end(),
                                [](const dns::Host& host) { return host.dane.state != dns::Dane::State::none; });
-  if (level == TlsLevel::automatic && !any) demand.level = TlsLevel::opportunistic;
+  if (level == TlsLevel::automatic && !any && sts == Sts::none) demand.level = TlsLevel::opportunistic;
   switch (demand.level) {
     case TlsLevel::opportunistic:
       return demand;
@@ -60,8 +61,14 @@ dns::TlsDemand tls_demand(const dns::Route& route, std::string_view domain, conf
     case TlsLevel::dane:
       demand.key = "dane-only";
       break;
+    case TlsLevel::mta_sts:
+      demand.sts = Sts::enforce;
+      demand.key = "mta-sts";
+      return demand;
     case TlsLevel::automatic:
-      demand.key = "dane";
+      demand.sts = sts;
+      demand.key = any ? "dane" : "";
+      if (sts != Sts::none) demand.key += sts == Sts::enforce ? "+mta-sts" : "+mta-sts-testing";
       break;
   }
   // RFC 7672 3.2.2: by DANE-TA the server may have the domain's name in place of its own. Who shares hosts with ten
@@ -78,6 +85,37 @@ dns::TlsDemand tls_demand(const dns::Route& route, std::string_view domain, conf
   return demand;
 }
 
+void ask_tls(dns::Route& route, std::string_view domain, config::TlsLevel level, const StsPolicy* policy) {
+  using config::TlsLevel;
+  using Sts = dns::TlsDemand::Sts;
+  const auto give_up = [&](std::string why) {
+    route.verdict = dns::Verdict::temporary;
+    route.reason = std::move(why);
+    route.hosts.clear();
+  };
+  Sts sts = Sts::none;
+  if (policy != nullptr && !route.explicit_hop && (level == TlsLevel::automatic || level == TlsLevel::mta_sts)) {
+    if (policy->mode == StsPolicy::Mode::enforce) sts = Sts::enforce;
+    if (policy->mode == StsPolicy::Mode::testing) sts = Sts::testing;
+  }
+  if (level == TlsLevel::mta_sts && sts != Sts::enforce) {
+    return give_up(fmt::format("{} has no MTA-STS policy in mode enforce, and tls = \"mta-sts\"", domain));
+  }
+  route.tls = tls_demand(route, domain, level, sts);
+  if (sts != Sts::enforce) return;
+  // Before connecting (RFC 8461 4.1). Usable TLSA records speak for their host by themselves (RFC 8461 2).
+  const size_t all = route.hosts.size();
+  std::erase_if(route.hosts, [&](const dns::Host& host) {
+    const bool by_dane = level == TlsLevel::automatic &&
+                         std::any_of(host.dane.records.begin(), host.dane.records.end(), tls::is_usable);
+    return !by_dane && !policy->allows(host.name);
+  });
+  if (route.hosts.empty()) return give_up(fmt::format("no MX host of {} is named by its MTA-STS policy", domain));
+  if (route.hosts.size() == all) return;
+  // Fewer hosts than others of the site have.
+  for (const dns::Host& host : route.hosts) route.tls.key += fmt::format(",{}", host.name);
+}
+
 namespace {
 
 // By the domain's own wish, or by TLSA records. `policy` comes with the level of an opportunistic one.
@@ -91,9 +129,15 @@ void ask_domain(TlsPolicy& policy, const dns::TlsDemand& demand, const dns::Host
       policy.level = demand.level;
       return;
     case TlsLevel::dane:
+    case TlsLevel::mta_sts:
     case TlsLevel::automatic:
       break;
   }
+  const bool enforced = demand.sts == dns::TlsDemand::Sts::enforce;
+  const auto by_sts = [&] {
+    policy.level = TlsLevel::verified;
+    policy.name = "mta-sts";
+  };
   const bool only = demand.level == TlsLevel::dane;
   switch (host.dane.state) {
     case dns::Dane::State::unknown:
@@ -101,6 +145,8 @@ void ask_domain(TlsPolicy& policy, const dns::TlsDemand& demand, const dns::Host
       return;
     case dns::Dane::State::none:
       if (only) policy.blocked = "no secure TLSA records, and tls = \"dane\"";
+      if (enforced) by_sts();
+      if (demand.sts == dns::TlsDemand::Sts::testing) policy.name = "mta-sts-testing";
       return;
     case dns::Dane::State::records:
       break;
@@ -111,6 +157,7 @@ void ask_domain(TlsPolicy& policy, const dns::TlsDemand& demand, const dns::Host
     policy.level = TlsLevel::required;
     policy.name = "dane-unusable";
     if (only) policy.blocked = "no usable TLSA records, and tls = \"dane\"";
+    if (enforced) by_sts();
     return;
   }
   wish->names.push_back(host.dane.base);

@@ -1,7 +1,7 @@
 // Which TLS a receiver gets, and what is remembered of those that had it. docs/tls.md tells the rules.
 //
 // tls_policy() is the one place that answers "which policy for this host". In this order: --tls-for; credentials; what the
-// shaping file or --tls asks of the domain; and if that is `auto`, TLSA records, else opportunistic.
+// shaping file or --tls asks of the domain; and if that is `auto`, TLSA records, else an MTA-STS policy, else opportunistic.
 //
 // Domains share hosts and connections. What a domain asks beyond the common is therefore part of its route
 // (dns::TlsDemand), whose key keeps connections apart that were checked differently.
@@ -15,6 +15,7 @@
 
 #include "config/config.h"
 #include "config/hop_credentials.h"
+#include "delivery/mta_sts.h"
 #include "dns/mx.h"
 
 namespace millrace::delivery {
@@ -24,7 +25,7 @@ struct TlsPolicy {
   bool from_connect = false;  // TLS before the greeting (an explicit next hop written smtps://)
   std::shared_ptr<const tls::DaneWish> dane;  // in place of authorities and the host's name; level is verified then
   std::string server_name;    // for SNI, and for the check of the certificate
-  std::string_view name;      // for events: "dane", "opportunistic", ...
+  std::string_view name;      // for events: "dane", "mta-sts", "opportunistic", ...
   std::string blocked;        // no mail to this host now, and why; empty: it may be tried
 };
 // Of the host of a route that is about to be connected to.
@@ -32,7 +33,11 @@ TlsPolicy tls_policy(const config::Config& config, const dns::Route& route, cons
 
 // What a domain asks, by the configuration, and once its hosts are known: see dns::TlsDemand.
 config::TlsLevel asked_level(const config::Config& config, std::string_view domain);
-dns::TlsDemand tls_demand(const dns::Route& route, std::string_view domain, config::TlsLevel level);
+// Of a usable route: sets what the domain asks, and takes the hosts out that its MTA-STS policy does not name; where none is
+// left the route is no longer usable (temporary).
+void ask_tls(dns::Route& route, std::string_view domain, config::TlsLevel level, const StsPolicy* policy);
+dns::TlsDemand tls_demand(const dns::Route& route, std::string_view domain, config::TlsLevel level,
+                          dns::TlsDemand::Sts sts = dns::TlsDemand::Sts::none);
 
 // How we authenticate to that host; nullptr: not at all. Only hosts of smarthosts and routes, and only with `verified`.
 const config::HopCredentials* hop_credentials(const config::Config& config, const dns::Route& route, std::string_view host);

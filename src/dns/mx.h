@@ -59,6 +59,7 @@ struct Host {
 // What the recipient's domain asks of TLS, beside what its hosts do. Delivery decides it (delivery/tls_policy.h).
 struct TlsDemand {
   tls::Level level = tls::Level::automatic;
+  enum class Sts : uint8_t { none, testing, enforce } sts = Sts::none;  // the mode of its MTA-STS policy
   // Domains that share hosts and differ in this are sites of their own, with connections of their own; their limits are
   // the same. Empty: nothing special.
   std::string key;

@@ -25,6 +25,12 @@ void Control::on_state(std::string_view key, std::string_view value) {
                                 std::strtoll(std::string(value).c_str(), nullptr, 10));
     return;
   }
+  if (word == "mta-sts") {
+    if (std::optional<delivery::StsPolicy> policy = delivery::decode_sts_policy(value)) {
+      recovered_policies_.emplace_back(key.substr(slash + 1), std::move(*policy));
+    }
+    return;
+  }
   if (word == "account") {
     std::string_view rest = key.substr(slash + 1);
     if (rest.starts_with("f/")) {
@@ -62,6 +68,11 @@ void Control::on_state(std::string_view key, std::string_view value) {
 void Control::learn_tls(uint64_t site, int64_t wall_ms) {
   state().put_state(fmt::format("tls/{:016x}", site), std::to_string(wall_ms), [](Status) {});
   on_every_shard([site, wall_ms](Shard& shard) { shard.delivery().tls_memory().note(site, wall_ms); }, [] {});
+}
+
+void Control::learn_policy(const std::string& domain, const delivery::StsPolicy& policy) {
+  state().put_state("mta-sts/" + domain, delivery::encode(policy), [](Status) {});
+  on_every_shard([domain, policy](Shard& shard) { shard.delivery().sts_policies().note(domain, policy); }, [] {});
 }
 
 void Control::write_account(const std::string& account) {
@@ -143,6 +154,13 @@ void Control::apply_recovered() {
       continue;
     }
     for (auto& shard : shards_) shard->delivery().tls_memory().note(site, wall_ms);
+  }
+  for (const auto& [domain, policy] : std::exchange(recovered_policies_, {})) {
+    if (now_ms >= policy.expires_ms()) {
+      state().put_state("mta-sts/" + domain, "", [](Status) {});
+      continue;
+    }
+    for (auto& shard : shards_) shard->delivery().sts_policies().note(domain, policy);
   }
   for (const auto& [number, rule] : rules_) {
     if (rule.command == queue::Command::pause) {

@@ -7,7 +7,7 @@
 // Accounts that are frozen are held by a pause of their own.
 //
 // Keys in the spool's state: "account/f/NAME" with why it is frozen (the rest of "account/" is ingress/accounts.h's),
-// "auth/secret", "tls/HASH" (the site's, with the time), "pause/N", "delete/N", "bounce/N", each with the filter; N rises for ever.
+// "auth/secret", "tls/HASH" (the site's, with the time), "mta-sts/DOMAIN", "pause/N", "delete/N", "bounce/N", each with the filter; N rises for ever.
 #pragma once
 
 #include <functional>
@@ -32,6 +32,7 @@ class Control final : public admin::Control {
 
   // A shard's delivery completed TLS with a site that it did not know of. On shard 0.
   void learn_tls(uint64_t site, int64_t wall_ms);
+  void learn_policy(const std::string& domain, const delivery::StsPolicy& policy);
 
   // There are accounts: after recovery, and before any shard knows of them. On shard 0.
   void accounts_configured();
@@ -80,6 +81,7 @@ class Control final : public admin::Control {
   std::string auth_secret_;  // what salts of unknown names are made from; found at recovery
   bool secret_given_ = false;
   std::vector<std::pair<uint64_t, int64_t>> recovered_tls_;  // until apply_recovered()
+  std::vector<std::pair<std::string, delivery::StsPolicy>> recovered_policies_;
   std::map<uint64_t, Rule> rules_;  // pauses, and removals not yet finished
   uint64_t next_ = 1;
 };

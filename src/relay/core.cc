@@ -33,13 +33,13 @@ class Core::Recovery final : public spool::RecoveryHandler {
   Core& core_;
 };
 
-Core::Core(Parts parts) : config_(std::move(parts.config)), observers_(std::move(parts.observers)), passwords_(std::move(parts.passwords)) {
+Core::Core(Parts parts) : config_(std::move(parts.config)), observers_(std::move(parts.observers)), passwords_(std::move(parts.passwords)), policies_(std::move(parts.policies)) {
   if (!passwords_) passwords_ = std::make_unique<ingress::InlineChecker>();
   unsigned count = static_cast<unsigned>(parts.ios.size());
   for (unsigned number = 0; number < count; ++number) {
     reactor::Io& io = *parts.ios[number];
     shards_.push_back(std::make_unique<Shard>(
-        Shard::Parts{io, number, count, config_, limits_, accounts_, *passwords_, observers_, std::move(parts.transports[number])}));
+        Shard::Parts{io, number, count, config_, limits_, accounts_, *passwords_, policies_.get(), observers_, std::move(parts.transports[number])}));
   }
   control_ = std::make_unique<Control>(shards_, accounts_);
   accounts_.on_changed = [this](const std::string& account) {
@@ -51,6 +51,9 @@ Core::Core(Parts parts) : config_(std::move(parts.config)), observers_(std::move
   for (auto& shard : shards_) {
     shard->delivery().on_tls_news = [this](uint64_t site, int64_t wall_ms) {
       Call::post(shards_[0]->mailbox(), [this, site, wall_ms] { control_->learn_tls(site, wall_ms); });
+    };
+    shard->delivery().sts_policies().on_news = [this](const std::string& domain, const delivery::StsPolicy& policy) {
+      Call::post(shards_[0]->mailbox(), [this, domain, policy] { control_->learn_policy(domain, policy); });
     };
   }
   drain_timer_.bind<&Core::stop_now>(this);
@@ -142,6 +145,7 @@ void Core::drain(std::function<void()> done) {
                    drain_timer_.cancel();
                    // No session is left: what is still being checked comes back to nobody.
                    passwords_->stop();
+                   if (policies_) policies_->stop();
                    done();
                  });
   if (cut_short_) cut_short();

@@ -29,6 +29,8 @@ class Core {
     std::vector<std::unique_ptr<dns::Transport>> transports;
     // Where passwords are checked; without it, on the shard that asks.
     std::unique_ptr<ingress::PasswordChecker> passwords;
+    // What fetches MTA-STS policies; without it none are.
+    std::unique_ptr<delivery::StsFetcher> policies;
   };
   explicit Core(Parts parts);
   ~Core();
@@ -66,6 +68,7 @@ class Core {
   ingress::ConnectionLimits limits_;
   ingress::Accounts accounts_;
   std::unique_ptr<ingress::PasswordChecker> passwords_;
+  std::unique_ptr<delivery::StsFetcher> policies_;
   std::vector<std::unique_ptr<Shard>> shards_;
   std::unique_ptr<spool::Directory> directory_;
   std::unique_ptr<events::EventLog> event_log_;

@@ -19,6 +19,7 @@
 #include "relay/core.h"
 #include "relay/descriptors.h"
 #include "relay/password_threads.h"
+#include "relay/policy_fetcher.h"
 
 namespace millrace {
 
@@ -38,6 +39,7 @@ TlsStatus& TlsStatus::operator+=(const TlsStatus& part) {
   failed_ended += part.failed_ended;
   sessions_in_the_clear += part.sessions_in_the_clear;
   verified_dane += part.verified_dane;
+  verified_mta_sts += part.verified_mta_sts;
   blocked += part.blocked;
   return *this;
 }
@@ -205,6 +207,7 @@ Problem Relay::start() {
   // Half of the cores at most: mail goes on while passwords are guessed. What waits longer than some seconds has
   // given up anyway.
   parts.passwords = std::make_unique<relay::PasswordThreads>(std::clamp(std::thread::hardware_concurrency() / 2, 1u, 8u), kPasswordsWaiting);
+  parts.policies = std::make_unique<relay::PolicyFetcher>();
   dns::AresOptions dns{config.dns_servers, config.dns_timeout_ms, config.dnssec_resolvers};
   for (auto& io : state.ios) {
     Result<std::unique_ptr<dns::Transport>> transport = dns::make_ares_transport(*io, dns);

@@ -25,7 +25,8 @@ Shard::Shard(Parts parts)
   io_.on_wake = [this] { mailbox_.drain(); };
   cache_ = std::make_unique<dns::Cache>(io_, *transport_, dns::Cache::Options{.negative_ttl_ms = config_->dns_negative_ttl_ms});
   mx_ = std::make_unique<dns::Mx>(io_, *cache_, delivery::mx_options(*config_));
-  delivery_ = std::make_unique<delivery::DeliveryAgent>(io_, config_, *mx_, number_);
+  delivery_ = std::make_unique<delivery::DeliveryAgent>(io_, config_, *mx_, *cache_, number_);
+  delivery_->sts_policies().set_fetcher(parts.policies, &mailbox_);
   scheduler_ = std::make_unique<queue::Scheduler>(
       queue::Scheduler::Context{io_, config_, *delivery_, tee_, number_, shards_});
   delivery_->start(*scheduler_);
@@ -142,6 +143,7 @@ void Shard::add_status(RelayStatus& status) const {
   status.tls_out.failed_ended += out.tls_failed_ended;
   status.tls_out.sessions_in_the_clear += out.plaintext_sessions;
   status.tls_out.verified_dane += out.tls_dane;
+  status.tls_out.verified_mta_sts += out.tls_mta_sts;
   status.tls_out.blocked += out.tls_blocked;
   queue::SchedulerStats queue = scheduler_->stats();
   status.delivered += queue.delivered;

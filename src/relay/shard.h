@@ -55,6 +55,7 @@ class Shard {
     ingress::ConnectionLimits& limits;
     ingress::Accounts& accounts;
     ingress::PasswordChecker& passwords;
+    delivery::StsFetcher* policies;  // nullptr: none are fetched
     const std::vector<EventObserver>& observers;
     std::unique_ptr<dns::Transport> transport;
   };

@@ -12,7 +12,8 @@ enum class Level : uint8_t {
   verified,       // and the certificate is good for the host, by an authority that we trust
   // Of domains, not of hosts:
   dane,           // by secure TLSA records, or not at all
-  automatic,      // DANE where there are secure TLSA records, else opportunistic
+  mta_sts,        // by an MTA-STS policy in mode enforce, or not at all
+  automatic,      // DANE where there are secure TLSA records, else an MTA-STS policy, else opportunistic
 };
 
 }  // namespace millrace::tls

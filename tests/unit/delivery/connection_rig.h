@@ -76,7 +76,7 @@ class ConnectionTest : public ::testing::Test {
   void restart() {
     agent_.reset();
     mx_ = std::make_unique<dns::Mx>(*io_, *cache_, mx_options(config_));
-    agent_ = std::make_unique<DeliveryAgent>(*io_, std::make_shared<config::Config>(config_), *mx_);
+    agent_ = std::make_unique<DeliveryAgent>(*io_, std::make_shared<config::Config>(config_), *mx_, *cache_);
     agent_->start(queue_);
   }
   Peer& add_peer(std::string_view address) {
