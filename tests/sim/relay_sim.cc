@@ -50,6 +50,8 @@
 #include "shaping/arbiter.h"
 #include "tls/x509.h"
 
+extern "C" void __gcov_dump() __attribute__((weak));
+
 namespace millrace::sim {
 namespace {
 
@@ -1371,6 +1373,12 @@ void Run::judge() {
   }
 }
 
+// Without destructors; where coverage is counted, its counts are written first.
+[[noreturn]] void end_process(bool good) {
+  if (__gcov_dump) __gcov_dump();
+  _exit(good ? 0 : 1);
+}
+
 [[noreturn]] void replay(uint64_t seed, const Less& less) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // in order with the log
   Run& run = *new Run(seed, less, true);  // never destroyed: a run that has failed stops wherever it is
@@ -1379,7 +1387,7 @@ void Run::judge() {
   fmt::print("seed {}: {} (fingerprint {:016x})\n", seed, problems.empty() ? "every promise kept" : "FAILED",
              run.fingerprint());
   std::fflush(stdout);
-  _exit(problems.empty() ? 0 : 1);
+  end_process(problems.empty());
 }
 
 // Runs one seed in a process of its own, which writes its log to `log`; -1: none could be made.
@@ -1398,7 +1406,7 @@ pid_t begin_child(uint64_t seed, const Less& less, std::FILE* log, bool fingerpr
   for (const std::string& problem : problems) fmt::print("seed {}: {}\n", seed, problem);
   if (fingerprints) fmt::print("seed {}: fingerprint {:016x}\n", seed, run.fingerprint());
   std::fflush(stdout);
-  _exit(problems.empty() ? 0 : 1);
+  end_process(problems.empty());
 }
 
 // What of a failing seed can be left out such that it still fails: kinds of trouble, then messages.
