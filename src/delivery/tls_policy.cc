@@ -19,6 +19,20 @@ bool is_below(std::string_view host, std::string_view name) {
   return host.size() == name.size() || host[host.size() - name.size() - 1] == '.';
 }
 
+// What events call a policy of this level that no records decide.
+std::string_view name_of(config::TlsLevel level) {
+  switch (level) {
+    case config::TlsLevel::none:
+      return "none";
+    case config::TlsLevel::required:
+      return "required";
+    case config::TlsLevel::verified:
+      return "verified";
+    default:
+      return "opportunistic";
+  }
+}
+
 bool is_smtps(const config::NextHop& hop, const dns::Route& route) {
   return hop.tls && !hop.empty() && !route.hosts.empty() && !route.hosts.front().addresses.empty() &&
          route.hosts.front().name == hop.host && route.hosts.front().addresses.front().port() == hop.port;
@@ -50,13 +64,9 @@ dns::TlsDemand tls_demand(const dns::Route& route, std::string_view domain, conf
     case TlsLevel::opportunistic:
       return demand;
     case TlsLevel::none:
-      demand.key = "none";
-      return demand;
     case TlsLevel::required:
-      demand.key = "required";
-      return demand;
     case TlsLevel::verified:
-      demand.key = "verified";
+      demand.key = name_of(demand.level);
       return demand;
     case TlsLevel::dane:
       demand.key = "dane-only";
@@ -166,19 +176,6 @@ void ask_domain(TlsPolicy& policy, const dns::TlsDemand& demand, const dns::Host
   policy.name = "dane";
   policy.server_name = host.dane.base;
   policy.dane = std::move(wish);
-}
-
-std::string_view name_of(config::TlsLevel level) {
-  switch (level) {
-    case config::TlsLevel::none:
-      return "none";
-    case config::TlsLevel::required:
-      return "required";
-    case config::TlsLevel::verified:
-      return "verified";
-    default:
-      return "opportunistic";
-  }
 }
 
 }  // namespace

@@ -6,7 +6,7 @@ import re
 import subprocess
 
 import peers
-from harness import (SCRATCH, Relay, check, dns, equal, eventually, find, isolate, load, need, run, sign_zone, sink,
+from harness import (SCRATCH, Relay, check, dns, equal, eventually, find, isolate, load, need, run, sign_zone, sink, spawn,
                      validating_resolver)
 
 
@@ -205,7 +205,6 @@ def test():
         '  do-daemonize: no\n  do-not-query-localhost: no\n  access-control: 0.0.0.0/0 allow\n  local-zone: "test." transparent\n'
         f'  trust-anchor-file: "{SCRATCH}/unbound/anchor-0"\nremote-control:\n  control-enable: no\n'
         + ''.join(f'stub-zone:\n  name: "{name}"\n  stub-addr: {str(server).replace(":", "@")}\n' for name in zones))
-    from harness import spawn
     spawn([find('unbound'), '-d', '-p', '-c', forward / 'unbound.conf'], 'untrusted')
     case = next(case for case in CASES if case.name == 'wrong')
     for trusted in (False, True):
