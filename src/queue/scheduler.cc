@@ -687,7 +687,9 @@ void Scheduler::pump(Site& site, unsigned source) {
     lane->wake();
   }
   // Mail behind a hold brings no look-up with it. The probe goes to where its hosts are now, and by what they publish now.
-  if (coming < work && group.open < limit && group.probing()) {
+  // Before its permit is asked for, which is good for less time than a look-up takes.
+  const bool asked = group.permit && group.permit->state != Permit::State::none;
+  if (coming < work && group.open < limit && group.probing() && !asked) {
     Destination* first = group.ready.front();
     if (first && now() >= first->route_until && !first->hold.active(now())) {
       if (!std::exchange(first->resolving, true)) context_.agent.resolve(*first);
