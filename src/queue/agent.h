@@ -139,6 +139,7 @@ struct Lane {
   int64_t opened_at = 0;             // monotonic
   shaping::Release permit;           // to give back when it has closed; no set: nothing
   Link idle_link;                    // on its group's list while it waits for wake()
+  int64_t idle_at = 0;               // monotonic: since when
 };
 
 // What delivery calls.

@@ -25,6 +25,10 @@ namespace millrace::queue {
 
 class Scheduler;
 
+// A lane that others wait for is let idle for so long: its next message may be on its way from the disk, or its permit
+// from the arbiter.
+inline constexpr int64_t kRecallAfter = 100'000'000;
+
 // Messages of a destination being read back or read back and not yet taken: enough that a lane finds
 // the next one resident, few enough that a backlog of many destinations stays small in memory.
 inline constexpr uint32_t kLoadAhead = 16;

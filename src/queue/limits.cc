@@ -292,6 +292,7 @@ bool Scheduler::waits_for_attempt(Site& site, LaneGroup& group, shaping::Subject
 bool Scheduler::ask(Permit& permit) {
   ASSERT(permit.state == Permit::State::none);
   permit.state = Permit::State::asked;
+  underway_ = true;
   if (!arbiter_) {
     const Peer& first = peers_[0];
     permit.address<&Scheduler::on_asked>(first.scheduler);
@@ -449,7 +450,7 @@ void Scheduler::expire_grants() {
 // ---- connections that others wait for
 
 void Scheduler::recall(std::string_view provider, std::string_view site, unsigned source) {
-  retire_idle(provider, site, source, 1);
+  retire_idle(provider, site, source, 1, kRecallAfter);
   for (unsigned shard = 1; shard < peers_.size(); ++shard) {
     auto* letter = new RecallLetter;
     letter->provider = provider;
@@ -462,18 +463,20 @@ void Scheduler::recall(std::string_view provider, std::string_view site, unsigne
 
 void Scheduler::on_recall(reactor::Letter& letter) {
   std::unique_ptr<RecallLetter> owned(static_cast<RecallLetter*>(&letter));
-  retire_idle(owned->provider, owned->site, owned->source, 1);
+  retire_idle(owned->provider, owned->site, owned->source, 1, kRecallAfter);
 }
 
-// Up to `most` of each lane group.
-void Scheduler::retire_idle(std::string_view provider, std::string_view site, unsigned source, uint32_t most) {
+// Up to `most` of each lane group, of those that have idled for so long.
+void Scheduler::retire_idle(std::string_view provider, std::string_view site, unsigned source, uint32_t most,
+                            int64_t idle_ns) {
   for (auto& [name, each] : sites_) {
     if (source >= each->groups.size()) continue;
     if (!provider.empty() ? each->provider != provider : !site.empty() && each->key != site) continue;
     LaneGroup& group = each->groups[source];
     for (uint32_t n = 0; n < most; ++n) {
-      Lane* lane = group.idle.pop_front();
-      if (!lane) break;
+      Lane* lane = group.idle.front();
+      if (!lane || now() - lane->idle_at < idle_ns) break;
+      lane->idle_link.unlink();
       lane->retire();
     }
   }

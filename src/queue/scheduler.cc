@@ -706,10 +706,15 @@ void Scheduler::pump(Site& site, unsigned source) {
     if (all.open_all >= connection_limit(group)) {
       // Its kin have the connections that there may be: one that has nothing to do ends, or the next to close makes room.
       for (Site* other : site.base->kin) {
-        if (Lane* lane = other->groups[source].idle.pop_front()) {
+        Lane* lane = other->groups[source].idle.front();
+        if (!lane) continue;
+        if (now() - lane->idle_at >= kRecallAfter) {
+          lane->idle_link.unlink();
           lane->retire();
-          break;
+        } else if (!site.timer.armed()) {
+          context_.io.timers().arm(site.timer, lane->idle_at + kRecallAfter);
         }
+        break;
       }
       return;
     }
@@ -815,6 +820,7 @@ struct Scheduler::Loading : spool::Read {
 
 void Scheduler::load(Item& item) {
   enter(item, State::loading);
+  underway_ = true;
   ++stats_.reads;
   std::unique_ptr<Loading> loading;
   if (loadings_free_.empty()) {
@@ -915,6 +921,7 @@ Attempt* Scheduler::take(Lane& lane) {
     gated_ = true;
     context_.io.timers().arm(gate_timer_, now() + 20 * kMillisecond);
   }
+  underway_ = false;
   if (!gated_) {
     if (Attempt* attempt = next_attempt(site, group)) {
       // Mail under a limit asks for one lane at a time; the next may go beside this one.
@@ -924,15 +931,23 @@ Attempt* Scheduler::take(Lane& lane) {
   }
   // A lane with nothing to send: no further one is wanted, and what waits for one is then somebody else's.
   if (group.permit) withdraw(*group.permit);
-  if (arbiter_ && lane.permit.set && arbiter_->wanted(*lane.permit.set)) {
-    lane.retire();  // somebody waits for its slot
-    return nullptr;
+  const bool kin = kin_waits(site, lane.source);
+  if (!underway_) {
+    const bool others = arbiter_ && lane.permit.set && arbiter_->wanted(*lane.permit.set);
+    if (kin || others) {
+      lane.retire();
+      return nullptr;
+    }
+  } else if (kin) {
+    // They look again when that has had its time. Those of other sites recall what idles too long by themselves.
+    for (Site* other : site.base->kin) {
+      if (other != &site && !other->timer.armed()) context_.io.timers().arm(other->timer, now() + kRecallAfter);
+    }
   }
-  if (kin_waits(site, lane.source)) {
-    lane.retire();
-    return nullptr;
+  if (!lane.idle_link.linked() && !lane.connecting) {
+    lane.idle_at = now();
+    group.idle.push_front(lane);
   }
-  if (!lane.idle_link.linked() && !lane.connecting) group.idle.push_front(lane);
   return nullptr;
 }
 

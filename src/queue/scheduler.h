@@ -316,7 +316,8 @@ class Scheduler final : public Dispatcher, public Intake {
   void pump_pair(std::string_view provider, unsigned source);
   shaping::Hold* pair_hold_of(std::string_view provider, unsigned source);
   bool backed_off(const shaping::Subject& subject) const;
-  void retire_idle(std::string_view provider, std::string_view site, unsigned source, uint32_t most = UINT32_MAX);
+  void retire_idle(std::string_view provider, std::string_view site, unsigned source, uint32_t most = UINT32_MAX,
+                   int64_t idle_ns = 0);
   void give_back_all(shaping::Release& permit, bool used, bool accepted);
 
   // ---- outcomes (outcome.cc)
@@ -377,6 +378,7 @@ class Scheduler final : public Dispatcher, public Intake {
   std::vector<shaping::ScopeRef> scratch_scopes_;
   std::vector<const SubQueue*> scratch_queues_;
   IntrusiveList<Attempt, &Attempt::home_link> lent_;
+  bool underway_ = false;  // this take() has begun what an attempt waits for: a permit asked for, a message read back
   std::vector<std::unique_ptr<Permit>> requests_;  // of borrowed attempts
   std::vector<Permit*> requests_free_;
   std::unordered_set<std::string> backed_off_;  // names of pairs

@@ -1534,7 +1534,7 @@ int main(int argc, char** argv) {
   // Memory stays with the process: a seed asks for megabytes again and again.
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
-  uint64_t first = 1, last = std::getenv("MILLRACE_TEST_LONG") ? 20'000 : 1'000, seed = 0;
+  uint64_t first = 1, last = std::getenv("MILLRACE_TEST_LONG") ? 20'000 : 2'000, seed = 0;
   unsigned jobs = std::clamp(std::thread::hardware_concurrency(), 1u, 16u);
   bool keep_going = false, fingerprints = false, forever = false, chosen = false;
   sim::Less less;

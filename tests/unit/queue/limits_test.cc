@@ -214,6 +214,33 @@ TEST_F(LimitsTest, WhatIsLentIsPermittedOnceItsConnectionIsThere) {
   EXPECT_LE(most_in_a_window(sent_, kSecond), 4u);
 }
 
+// One connection for two domains of the same hosts that ask for different TLS, under a rate whose permits are another
+// shard's and good for less time than a connection takes: the lane is there for the permit, and for the message read back.
+TEST_F(LimitsTest, AConnectionIsNotLeftToKinWhileItsPermitOrMessageIsOnItsWay) {
+  config_.destination_connections = 2;
+  build(2, "[provider.big]\nmx = [\"*.big.example\"]\n[provider.big.total]\nattempt-rate = \"1000/s\"\n");
+  for (auto& shard : shards_) {
+    shard->agent->connect_ns = 5 * kSecond;
+    shard->agent->messages_most = 5;
+    shard->agent->route = [](const std::string& domain) {
+      dns::Route found;
+      found.verdict = dns::Verdict::usable;
+      found.site = "mx.big.example";
+      found.hosts.push_back({found.site, 10, {}});
+      if (domain == "strict.example") found.tls.key = "required";
+      found.valid_until_ns = INT64_MAX;
+      return found;
+    };
+  }
+  for (int i = 0; i < 40; ++i) enqueue(1, i % 2 ? "strict.example" : "lax.example");
+  for (int step = 0; step < 600; ++step) {
+    run(100 * kMs);
+    ASSERT_LE(lanes(), 1u);
+  }
+  EXPECT_EQ(sent_.size(), 40u) << "five a connection, eight connections";
+  EXPECT_LE(shards_[1]->agent->opened, 10u);
+}
+
 TEST_F(LimitsTest, APauseMeetsWhatIsLent) {
   config_.total_connections = 1;
   build(2, "");
