@@ -163,7 +163,7 @@ void Scheduler::stop(std::function<void()> done) {
 }
 
 void Scheduler::report_stopped() {
-  if (!stopping_ || !stopped_ || stats_.in_flight > 0 || outcomes_open_ > 0 || lanes_open_ > 0) return;
+  if (!stopping_ || !stopped_ || stats_.in_flight > 0 || loads_ > 0 || outcomes_open_ > 0 || lanes_open_ > 0) return;
   auto done = std::move(stopped_);
   stopped_ = nullptr;
   done();
@@ -829,7 +829,9 @@ void Scheduler::load(Item& item) {
     loading->owner = loading.get();
     loading->done = [](void* self, spool::Read&) {
       auto* it = static_cast<Loading*>(self);
-      it->scheduler->on_loaded(*it);
+      Scheduler* scheduler = it->scheduler;
+      scheduler->on_loaded(*it);
+      if (scheduler->stopping_) scheduler->report_stopped();
     };
   } else {
     loading = std::move(loadings_free_.back());
@@ -1329,6 +1331,7 @@ void Scheduler::on_route(Destination& destination, std::shared_ptr<const dns::Ro
   destination.resolving = false;
   if (stopping_) return;
   int64_t begun = now();
+  Site* before = destination.site;
   switch (route->verdict) {
     case dns::Verdict::usable: {
       destination.hold.clear();
@@ -1366,6 +1369,8 @@ void Scheduler::on_route(Destination& destination, std::shared_ptr<const dns::Ro
     case dns::Verdict::loop: set_fatal(destination, *route); break;
   }
   work_arrived(destination);
+  // A probe that waited for this look-up may be another's now.
+  if (before) pump(*before, destination.source);
 }
 
 // The destination is held: one event, and its mail leaves memory.

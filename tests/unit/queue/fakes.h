@@ -34,7 +34,7 @@ class FakeSpool final : public spool::Spool {
     read.metadata = stored.metadata;
     read.pieces = {std::string_view(stored.body)};
     reads_.push_back(&read);
-    io_.defer(answer_);
+    if (!stalled_reads) io_.defer(answer_);
   }
   bool reserve(uint32_t) override { return true; }
   void put_state(std::string key, std::string value, std::function<void(Status)> done) override {
@@ -62,7 +62,7 @@ class FakeSpool final : public spool::Spool {
   std::map<mail::SpoolId, Stored> messages;
   std::map<std::string, std::string> state;
   uint64_t reads = 0;
-  bool stalled = false, unreadable = false;
+  bool stalled = false, stalled_reads = false, unreadable = false;
 
  private:
   void on_answer() {
@@ -76,6 +76,7 @@ class FakeSpool final : public spool::Spool {
     }
     auto reads_now = std::move(reads_);
     reads_.clear();
+    if (stalled_reads) std::swap(reads_now, reads_);
     for (spool::Read* read : reads_now) {
       if (unreadable) read->status = fail("the test reads nothing");
       read->done(read->owner, *read);

@@ -866,6 +866,48 @@ TEST_F(SchedulerTest, StopWaitsForWhatIsOut) {
   EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
 }
 
+TEST_F(SchedulerTest, StopWaitsForWhatIsBeingReadBack) {
+  start();
+  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
+  enqueue({"a@example.com"});
+  run();
+  spool_->stalled_reads = true;
+  run(600);
+  ASSERT_EQ(spool_->reads, 1u);
+  bool stopped = false;
+  scheduler_->stop([&] { stopped = true; });
+  run();
+  EXPECT_FALSE(stopped) << "the spool would be taken from under the read";
+  spool_->stalled_reads = false;
+  spool_->go_on();
+  run();
+  EXPECT_TRUE(stopped);
+  EXPECT_EQ(agent_->attempted.size(), 1u);
+}
+
+// The domain whose look-up a probe waited for has moved to other hosts: the probe is another's.
+TEST_F(SchedulerTest, AProbeIsMadeForWhoeverIsLeftWhenTheFirstHasMoved) {
+  start();
+  bool moved = false;
+  agent_->route = [&](const std::string& domain) {
+    dns::Route found;
+    found.verdict = dns::Verdict::usable;
+    found.site = moved && domain == "a.example" ? "mx.other.example" : "mx.example";
+    found.valid_until_ns = io_->now() + (domain == "a.example" ? kSecond : 1000 * kSecond);
+    return found;
+  };
+  agent_->fail_connect = LaneEnd{.cause = LaneEnd::Cause::failed, .reply = "refused"};
+  enqueue({"a@a.example"});
+  enqueue({"b@b.example"});
+  run();
+  EXPECT_TRUE(agent_->attempted.empty());
+  moved = true;
+  agent_->fail_connect.reset();
+  run(60);
+  EXPECT_EQ(agent_->attempted.size(), 2u);
+  EXPECT_EQ(scheduler_->stats().items, 0u);
+}
+
 TEST(QueueState, RoundTrip) {
   QueueState state;
   state.events = 300;
