@@ -156,13 +156,12 @@ void Scheduler::finished(Attempt& attempt) {
   Site& site = *destination.site;
   LaneGroup& group = site.groups[destination.source];
   if (attempt.permit.set) {
-    bool used = false, accepted = false;
+    bool accepted = false;
     for (const RecipientResult& result : attempt.results) {
-      used |= result.action != Action::give_back;
       accepted |= result.action == Action::delivered || result.action == Action::uncertain;
     }
-    // A transaction that was begun stays charged, whatever came of it.
-    if (attempt.permit.to_release) give_back_all(attempt.permit, used, accepted);
+    // What a lane has taken stays charged, whatever came of it: its MAIL may have been said.
+    if (attempt.permit.to_release) give_back_all(attempt.permit, true, accepted);
     attempt.permit = {};
   }
   if (attempt.recipients_learned > 0) site.recipients_learned = attempt.recipients_learned;

@@ -31,6 +31,7 @@ class Receiver::Session final : public net::StreamOwner {
  public:
   Session(Receiver& receiver, reactor::Handle handle)
       : receiver_(receiver), stream_(receiver.io_, *this), number_(receiver.connections_total + 1) {
+    if (auto peer = receiver.io_.peer_address(handle); peer.ok()) peer_ = *peer;
     patience_.bind<&Session::on_impatient>(this);
     wait_for_command();
     timer_.bind<&Session::on_reply_due>(this);
@@ -50,6 +51,8 @@ class Receiver::Session final : public net::StreamOwner {
     if (!stream_.closing()) stream_.close(reset);
   }
   std::list<std::unique_ptr<Session>>::iterator place;
+  bool in_transaction() const { return have_mail_ && (!have_recipient_ || !message_.recipients.empty()); }
+  const reactor::Address& peer() const { return peer_; }
 
  private:
   bool chance(double probability) {
@@ -150,6 +153,7 @@ class Receiver::Session final : public net::StreamOwner {
       forget();
       reply("250 receiver.example\r\n");
     } else if (begins_with(line, "MAIL FROM:")) {
+      ++mails_;
       if (have_mail_) return reply("503 5.5.1 nested MAIL\r\n");
       forget();
       have_mail_ = true;
@@ -219,6 +223,8 @@ class Receiver::Session final : public net::StreamOwner {
   void end_of_data() {
     const ReceiverBehaviour& behaviour = receiver_.behaviour;
     message_.connection = number_;
+    message_.peer = peer_;
+    message_.mail = mails_;
     if (!have_mail_ || message_.recipients.empty()) {
       // The chunks of a transaction without recipients are read and refused.
       forget();
@@ -310,7 +316,8 @@ class Receiver::Session final : public net::StreamOwner {
   bool broken_ = false;
   bool quit_seen_ = false;
   const uint64_t number_;
-  size_t messages_ = 0;
+  size_t messages_ = 0, mails_ = 0;
+  reactor::Address peer_;
 };
 
 Receiver::Receiver(reactor::Io& io, uint64_t seed, ReceiverBehaviour with)
@@ -329,6 +336,14 @@ Status Receiver::listen(const reactor::Address& address) {
 void Receiver::close() {
   if (listener_.is_open()) listener_.close();
   for (auto& session : sessions_) session->close(true);
+}
+
+std::vector<reactor::Address> Receiver::in_transaction() const {
+  std::vector<reactor::Address> found;
+  for (const auto& session : sessions_) {
+    if (session->in_transaction()) found.push_back(session->peer());
+  }
+  return found;
 }
 
 void Receiver::on_accepted(reactor::Handle handle) {

@@ -56,6 +56,8 @@ struct ReceivedMessage {
   Copy copy = Copy::unreplied;
   int64_t at_ns = 0;
   uint64_t connection = 0;  // of this receiver, from 1
+  reactor::Address peer;    // its other end
+  size_t mail = 0;          // which MAIL of the connection began it, from 1
 };
 
 class Receiver final : private net::ListenerOwner {
@@ -73,6 +75,9 @@ class Receiver final : private net::ListenerOwner {
   std::function<void(const ReceivedMessage&)> on_message;
   // Called at the first RCPT of each transaction.
   std::function<void(const std::string& recipient)> on_transaction;
+  // The other ends of connections whose transaction is surely under way: begun, not every recipient refused, no reply
+  // to its content said.
+  std::vector<reactor::Address> in_transaction() const;
   // Called when a recipient is refused for good: 5xx to RCPT, or to the end of data.
   std::function<void(const std::string& recipient)> on_refused;
   // What it saw.

@@ -32,6 +32,7 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "base/assert.h"
@@ -124,7 +125,12 @@ struct Shaping {
   unsigned source = 0;    // from the first source
   unsigned messages = 0, recipients = 0;  // of a connection and of a transaction with the provider
   config::Rate connects{};  // to the provider, from each source
-  config::Rate attempts{};  // at the provider, from all sources
+  // At the provider, from all sources.
+  unsigned in_flight = 0;
+  config::Rate attempts{}, accepted{}, addressed{}, octets{};
+  bool counted() const {
+    return on && (attempts.limited() || accepted.limited() || addressed.limited() || octets.limited());
+  }
   std::string text() const;
 };
 
@@ -145,7 +151,11 @@ std::string Shaping::text() const {
   rate("connect-rate", connects);
   text += "[provider.both.total]\n";
   number("connections", total);
+  number("in-flight", in_flight);
   rate("attempt-rate", attempts);
+  rate("message-rate", accepted);
+  rate("recipient-rate", addressed);
+  rate("byte-rate", octets);
   if (source > 0) {
     text += "[source.\"192.0.2.1\"]\n";
     number("connections", source);
@@ -346,8 +356,17 @@ Plan make_plan(uint64_t seed, const Less& less) {
     if (more.chance(0.4)) shaping.recipients = static_cast<unsigned>(1 + more.below(5));
     if (more.chance(0.4)) shaping.connects = {static_cast<double>(2 + more.below(9)), static_cast<int64_t>(1'000 * (1 + more.below(5)))};
     if (more.chance(0.5)) shaping.attempts = {static_cast<double>(3 + more.below(20)), static_cast<int64_t>(1'000 * (2 + more.below(20)))};
+    Prng further(seed * 0x9e3779b97f4a7c15 + 7);
+    auto some = [&](uint64_t least, uint64_t range) {
+      if (!further.chance(0.2)) return config::Rate{};
+      return config::Rate{static_cast<double>(least + further.below(range)), static_cast<int64_t>(1'000 * (2 + further.below(20)))};
+    };
+    shaping.accepted = some(3, 20);
+    shaping.addressed = some(6, 30);
+    shaping.octets = some(8'000, 40'000);
+    if (further.chance(0.25)) shaping.in_flight = static_cast<unsigned>(1 + further.below(5));
     // So that a transaction's first line leaves when it is begun, and does not wait behind other octets.
-    if (shaping.attempts.limited()) plan.most_bytes = std::min<size_t>(plan.most_bytes, 4'000);
+    if (shaping.counted()) plan.most_bytes = std::min<size_t>(plan.most_bytes, 4'000);
   }
   set_shaping(config, plan.shaping);
   std::erase_if(plan.acts, [&](const Act& at) {
@@ -595,7 +614,8 @@ class Run {
   void reload(uint64_t draw);
   void resume_all();
   void on_connect(const Address& local, const Address& peer);
-  void on_send(uint64_t connection, const Address& peer, std::string_view octets);
+  void on_send(uint64_t connection, const Address& local, const Address& peer, std::string_view octets);
+  void judge_rates();
   unsigned sources() const { return static_cast<unsigned>(std::max<size_t>(1, plan_.config->sources.size())); }
   // Connections are counted by site and source.
   size_t pair_of(unsigned site, const Address& local) const {
@@ -614,6 +634,7 @@ class Run {
   // Runs that long, or until `done`, looking at the limits after every turn.
   bool run_until(const std::function<bool()>& done, int64_t for_ns);
   void look();
+  void look_at_transactions();
   void tell_queues();
   bool well_ended() const;
   void judge();
@@ -662,8 +683,20 @@ class Run {
   // The most of all configurations so far.
   uint32_t messages_a_connection_ = 0, recipients_a_transaction_ = 0, uncertain_ = 0;
   std::vector<std::deque<int64_t>> connects_;                  // by pair_of (or by site): when connections began
-  std::deque<int64_t> attempts_;                               // at the provider
-  std::unordered_map<uint64_t, std::string> tails_;            // by connection: the last octets
+  // A transaction with the provider, as the relay began it in the clear.
+  struct Begun {
+    int64_t at_ns;
+    size_t life;                     // of the relay: a crash ends it, and what it counted
+    uint64_t recipients = 0, octets = 0;
+    bool taken = false;
+  };
+  std::vector<Begun> begun_;
+  struct Talk {
+    uint64_t connection = 0;
+    std::string line;                // the last, not yet whole
+    std::vector<size_t> begun;
+  };
+  std::unordered_map<Address, Talk, reactor::AddressHash> talks_;  // by the relay's end
   std::map<std::string, std::deque<int64_t>> transactions_;    // by domain: when they began
   struct Pause {
     std::string domain;
@@ -703,10 +736,10 @@ Run::Run(uint64_t seed, const Less& less, bool verbose)
   world_.on_connect([this](reactor::HostId host, const Address& local, const Address& peer) {
     if (host == relay_host_) on_connect(local, peer);
   });
-  if (plan_.shaping.attempts.limited() && plan_.shaping.on) {
-    world_.on_send([this](reactor::HostId host, uint64_t connection, const Address&, const Address& peer,
+  if (plan_.shaping.counted()) {
+    world_.on_send([this](reactor::HostId host, uint64_t connection, const Address& local, const Address& peer,
                           std::string_view octets) {
-      if (host == relay_host_) on_send(connection, peer, octets);
+      if (host == relay_host_) on_send(connection, local, peer, octets);
     });
   }
   judge_.expire_after(plan_.config->expire_after_ms / 1'000);
@@ -826,7 +859,6 @@ void Run::crash(Crash kind) {
   crashed_at_.push_back(world_.now());
   // What a rate remembers goes with the process.
   for (auto& begun : connects_) begun.clear();
-  attempts_.clear();
   for (Bound& bound : bounds_) bound.allowed = bound.limit;
   limits_change_until_ = 0;
   if (plan_.flips) flip_bits();
@@ -1014,23 +1046,51 @@ void Run::on_connect(const Address& local, const Address& peer) {
   }
 }
 
-// What the relay says to the provider: how many transactions it begins.
-void Run::on_send(uint64_t connection, const Address& peer, std::string_view octets) {
+// What the relay says to the provider: the transactions that it begins.
+void Run::on_send(uint64_t connection, const Address& local, const Address& peer, std::string_view octets) {
   auto site = site_of_peer_.find(peer);
   if (site == site_of_peer_.end() || !provided(site->second)) return;
-  static constexpr std::string_view kBegins = "MAIL FROM:<";
-  std::string& tail = tails_[connection];
-  tail += octets;
+  Talk& talk = talks_[local];
+  if (talk.connection != connection) talk = {.connection = connection, .line = {}, .begun = {}};
+  talk.line += octets;
   size_t at = 0;
-  for (size_t next; (next = tail.find(kBegins, at)) != std::string::npos; at = next + kBegins.size()) {
-    attempts_.push_back(world_.now());
+  for (size_t end; (end = talk.line.find("\r\n", at)) != std::string::npos; at = end + 2) {
+    std::string_view line = std::string_view(talk.line).substr(at, end - at);
+    if (line.starts_with("MAIL FROM:<")) {
+      talk.begun.push_back(begun_.size());
+      Begun& made = begun_.emplace_back(Begun{world_.now(), crashed_at_.size()});
+      static constexpr std::string_view kSize = " SIZE=";
+      if (size_t size = line.find(kSize); size != std::string_view::npos) {
+        made.octets = std::strtoull(line.data() + size + kSize.size(), nullptr, 10);
+      }
+    } else if (line.starts_with("RCPT TO:<") && !talk.begun.empty()) {
+      ++begun_[talk.begun.back()].recipients;
+    }
   }
-  tail.erase(0, std::max(at, tail.size() - std::min(tail.size(), kBegins.size() - 1)));
-  const config::Rate& rate = plan_.shaping.attempts;
-  while (!attempts_.empty() && attempts_.front() <= world_.now() - rate.period_ms * kMillisecond) attempts_.pop_front();
-  if (static_cast<double>(attempts_.size()) > rate.count) {
-    object(fmt::format("{} transactions with the provider begun within {} ms", attempts_.size(), rate.period_ms));
-  }
+  talk.line.erase(0, at);
+}
+
+// A transaction counts from when it was begun.
+void Run::judge_rates() {
+  auto judge = [this](const char* what, const config::Rate& rate, auto weight) {
+    if (!rate.limited()) return;
+    double sum = 0;
+    for (size_t last = 0, first = 0; last < begun_.size(); ++last) {
+      sum += std::min<double>(rate.count, weight(begun_[last]));
+      for (; begun_[first].at_ns <= begun_[last].at_ns - rate.period_ms * kMillisecond || begun_[first].life != begun_[last].life; ++first) {
+        sum -= std::min<double>(rate.count, weight(begun_[first]));
+      }
+      if (sum <= rate.count) continue;
+      object(fmt::format("{} {} with the provider begun within {} ms before {:.6f}", sum, what, rate.period_ms,
+                         static_cast<double>(begun_[last].at_ns) / 1e9));
+      return;
+    }
+  };
+  const Shaping& shaping = plan_.shaping;
+  judge("transactions", shaping.attempts, [](const Begun&) { return 1.0; });
+  judge("accepted messages", shaping.accepted, [](const Begun& one) { return one.taken ? 1.0 : 0.0; });
+  judge("recipients", shaping.addressed, [](const Begun& one) { return static_cast<double>(one.recipients); });
+  judge("octets", shaping.octets, [](const Begun& one) { return static_cast<double>(one.octets); });
 }
 
 bool Run::shut_down() {
@@ -1084,6 +1144,11 @@ void Run::on_message(size_t receiver, const ReceivedMessage& message) {
   unsigned site = site_of_address_[fmt::format("198.51.100.{}", receiver + 1)];
   unsigned most = provided(site) && plan_.shaping.recipients > 0 ? plan_.shaping.recipients : recipients_a_transaction_;
   if (message.recipients.size() > most) object(fmt::format("{} recipients in a transaction", message.recipients.size()));
+  // Of what the relay has surely read the 250.
+  if (auto talk = talks_.find(message.peer); talk != talks_.end() && message.copy == Copy::acknowledged) {
+    const std::vector<size_t>& begun = talk->second.begun;
+    if (message.mail <= begun.size()) begun_[begun[message.mail - 1]].taken = true;
+  }
   if (message.reverse_path.empty()) return;  // a report
   uint64_t number = number_of(message.content);
   if (number != number_of_path(message.reverse_path)) object("a message arrived with another's envelope");
@@ -1171,6 +1236,7 @@ void Run::look() {
       object(fmt::format("{:.6f} {} connections {}", static_cast<double>(world_.now()) / 1e9, open, bound.what));
     }
   }
+  if (plan_.shaping.on && plan_.shaping.in_flight > 0) look_at_transactions();
   if (world_.now() < next_check_) return;
   next_check_ = world_.now() + 250 * kMillisecond;
   uint64_t bytes = 0;
@@ -1183,6 +1249,21 @@ void Run::look() {
   // It holds connections against the limit of now, and those of a higher limit may be open still.
   for (unsigned i = 0; i < core_->shards() && !lowered_; ++i) core_->shard(i).scheduler().check();
   if (plan_.shaping.on && started_) core_->shard(0).scheduler().arbiter()->check();
+}
+
+// Those that receivers are in the middle of, on connections that the relay has not closed.
+void Run::look_at_transactions() {
+  std::unordered_set<Address, reactor::AddressHash> open;
+  world_.each_outbound(relay_host_, [&](const Address& local, const Address& peer) {
+    auto site = site_of_peer_.find(peer);
+    if (site != site_of_peer_.end() && provided(site->second)) open.insert(local);
+  });
+  if (open.size() <= plan_.shaping.in_flight) return;
+  size_t under_way = 0;
+  for (const Receiver& receiver : receivers_) {
+    for (const Address& local : receiver.in_transaction()) under_way += open.contains(local);
+  }
+  if (under_way > plan_.shaping.in_flight) object(fmt::format("{} transactions with the provider at a time", under_way));
 }
 
 void Run::tell_queues() {
@@ -1317,6 +1398,7 @@ void Run::judge() {
       object(fmt::format("{} messages on a connection to receiver {}", receivers_[i].messages_on_connection_most, i));
     }
   }
+  judge_rates();
   // What the relay says has ended is no longer lost, whatever the ledger could see of it.
   std::map<std::pair<std::string, std::string>, bool> taken;
   for (const auto& [number, id] : judge_.ids()) {

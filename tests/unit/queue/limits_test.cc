@@ -307,6 +307,20 @@ TEST_F(LimitsTest, AttemptsInFlightAreGivenBackWhateverBecomesOfThem) {
   EXPECT_EQ(sent_.size(), 40u) << "each was tried once, two at a time";
 }
 
+// The connection is lost before the reply to MAIL, again and again: no attempt of the message, but one at the receiver.
+TEST_F(LimitsTest, WhatIsGivenBackUncountedCountsInItsRates) {
+  build(1, "[provider.big]\nmx = [\"*.big.example\"]\n[provider.big.total]\nattempt-rate = \"4/10s\"\nin-flight = 2\n");
+  route_all_to("mx.big.example");
+  shards_[0]->agent->messages_most = 1;
+  judge_ = [this](const Sent&, RecipientResult& result) {
+    if (sent_.size() < 100) result.action = Action::give_back;
+  };
+  for (int i = 0; i < 5; ++i) enqueue(0, "d.example");
+  run(60 * kSecond);
+  EXPECT_GE(sent_.size(), 15u);
+  EXPECT_LE(most_in_a_window(sent_, 10 * kSecond), 4u);
+}
+
 TEST_F(LimitsTest, WhatIsAcceptedCountsAndWhatIsDeferredDoesNot) {
   build(2, "[domain.\"d.example\"]\nmessage-rate = \"5/h\"\n");
   route_all_to("mx.example");
