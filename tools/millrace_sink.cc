@@ -116,6 +116,7 @@ struct Options {
   bool listeners_together = false;  // all that listen are one receiver, whose limits these are
   bool chunking = true;
   bool pipelining = true;
+  bool requiretls = false;  // behind TLS
   uint64_t size = 0;
   std::vector<Drop> drops;
   const Profile* profile = &kProfiles[0];
@@ -235,6 +236,7 @@ struct Results {
   uint64_t tls_resumed = 0;
   uint64_t tls_failed = 0;
   uint64_t reports = 0;  // messages from <>
+  uint64_t requiretls = 0;  // MAIL commands with REQUIRETLS
   uint64_t by_bdat = 0;
   std::map<std::string, uint64_t> mistakes, violations;
   std::vector<uint32_t> per_second;
@@ -687,6 +689,7 @@ void Session::ehlo(bool extended) {
   if (options.chunking) reply("250-CHUNKING");
   if (options.tls == TlsMode::starttls && !stream_.tls()) reply("250-STARTTLS");
   if (options.size != 0) reply(fmt::format("250-SIZE {}", options.size));
+  if (options.requiretls && stream_.tls()) reply("250-REQUIRETLS");
   reply("250-8BITMIME");
   reply("250-ENHANCEDSTATUSCODES");
   reply("250 SMTPUTF8");
@@ -731,6 +734,10 @@ void Session::mail(std::string_view argument) {
       std::from_chars(argument.data() + at + 6, argument.data() + argument.size(), size);
     }
     if (size > options.size) return reply("552 5.3.4 Message too large");
+  }
+  if (argument.find(" REQUIRETLS ") != std::string_view::npos || argument.ends_with(" REQUIRETLS")) {
+    if (!options.requiretls || !stream_.tls()) mistake("REQUIRETLS that was not announced");
+    ++server_.results.requiretls;
   }
   have_mail_ = true;
   mail_refused_ = false;
@@ -1092,6 +1099,7 @@ nlohmann::ordered_json to_json(const Results& r, const Verdict& verdict, uint64_
       {"octets", r.octets},
       {"by_bdat", r.by_bdat},
       {"reports", r.reports},
+      {"requiretls", r.requiretls},
       {"connections", r.connections},
       {"refused_connections", r.refused_connections},
       {"most_open", r.most_open},
@@ -1286,6 +1294,7 @@ int run(int argc, char** argv) {
   app.add_option("--tls-fault", tls_fault,
                  "at STARTTLS: 454; 220 and silence; a reply behind the 220; reset; text for a handshake")
       ->check(CLI::IsMember({"none", "refuse", "stall", "inject", "reset", "text"}));
+  app.add_flag("--requiretls", options.requiretls, "behind TLS announce REQUIRETLS (RFC 8689)");
   app.add_option("--hostname", options.hostname, "name in greetings");
   app.add_flag("--verify", options.verify, "hash what arrives");
   app.add_option("--ledger", ledgers, "check what arrived against this file at the end (repeat)");
@@ -1444,6 +1453,7 @@ int run(int argc, char** argv) {
     all.bounced += r.bounced;
     all.dropped += r.dropped;
     all.reports += r.reports;
+    all.requiretls += r.requiretls;
     all.by_bdat += r.by_bdat;
     for (const auto& [what, count] : r.mistakes) all.mistakes[what] += count;
     for (const auto& [what, count] : r.violations) all.violations[what] += count;

@@ -85,6 +85,7 @@ struct DeliveryAgent::Resolving {
   dns::RouteRef route;
   StsPolicies::PolicyRef policy;
   int64_t policy_until_ns = INT64_MAX;
+  bool policy_unknown = false;  // there may be one
 };
 
 void DeliveryAgent::resolved(const std::shared_ptr<Resolving>& both) {
@@ -93,7 +94,7 @@ void DeliveryAgent::resolved(const std::shared_ptr<Resolving>& both) {
   if (both->route->verdict != dns::Verdict::usable) return dispatcher_->on_route(destination, both->route);
   auto route = std::make_shared<dns::Route>(*both->route);
   route->valid_until_ns = std::min(route->valid_until_ns, both->policy_until_ns);
-  ask_tls(*route, destination.domain, both->level, both->policy.get());
+  ask_tls(*route, destination.domain, both->level, both->policy.get(), destination.tls, both->policy_unknown);
   dispatcher_->on_route(destination, std::move(route));
 }
 
@@ -106,18 +107,21 @@ void DeliveryAgent::resolve(queue::Destination& destination) {
   }
   // Policies are about MX hosts.
   if (!hop->empty() && level == TlsLevel::mta_sts) level = TlsLevel::verified;
-  const auto both = std::make_shared<Resolving>(Resolving{.destination = &destination, .level = level, .route = {}, .policy = {}});
+  const auto both = std::make_shared<Resolving>(Resolving{.destination = &destination, .level = level, .route = {}, .policy = {}, .policy_unknown = false});
   const auto done = [this, both](const dns::RouteRef& found) {
     both->route = found;
     resolved(both);
   };
-  const bool with_dane = level == TlsLevel::dane || level == TlsLevel::automatic;
-  const bool with_sts = level == TlsLevel::mta_sts || level == TlsLevel::automatic;
+  const bool requires_tls = destination.tls == mail::TlsWish::required;
+  const bool aside = sets_aside(destination.tls, level);
+  const bool with_dane = requires_tls || (!aside && (level == TlsLevel::dane || level == TlsLevel::automatic));
+  const bool with_sts = requires_tls || (!aside && (level == TlsLevel::mta_sts || level == TlsLevel::automatic));
   if (hop->empty() && with_sts && sts_.active() && dns::is_host_name("_mta-sts." + destination.domain)) {
     ++both->left;
     sts_.find(destination.domain, [this, both](const StsPolicies::PolicyRef& policy, int64_t valid_until_ns) {
       both->policy = policy;
       both->policy_until_ns = valid_until_ns;
+      both->policy_unknown = !policy && sts_.uncertain(both->destination->domain);
       resolved(both);
     });
   }

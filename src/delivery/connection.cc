@@ -26,8 +26,8 @@ constexpr int64_t kMillisecond = 1'000'000;
 constexpr int64_t kProbedByOthersMs = 30'000;
 // Connections in a row that end before the reply to their first MAIL, until the site rests.
 constexpr uint32_t kMostBarren = 3;
-// Bounced by one lane because of a 5xx greeting (--bounce-on-5xx-greeting).
-constexpr int kMostGreetingBounces = 100;
+// Bounced by one lane: because of a 5xx greeting (--bounce-on-5xx-greeting), or for want of TLS (REQUIRETLS).
+constexpr int kMostBouncedAtOnce = 100;
 
 config::Source source_at(const config::Config& config, unsigned index) {
   return index < config.sources.size() ? config.sources[index] : config::Source{};
@@ -168,7 +168,7 @@ void Connection::try_next() {
     return;
   }
 
-  if (begin_fallback()) return try_next();
+  if (begin_fallback() || begin_without_requiretls()) return try_next();
   if (end_.stage == Stage::none) {
     // Not one was tried.
     end_.stage = Stage::connect;
@@ -191,7 +191,24 @@ void Connection::try_next() {
     }
   }
   end_.cause = LaneEnd::Cause::failed;
-  if (refused_5xx_ && config_->bounce_on_5xx_greeting) bounce_all_by_greeting();
+  if (all_decided()) {
+    queue::RecipientResult why;
+    why.scope = events::Scope::message;
+    why.stage = Stage::starttls;
+    why.enhanced = "5.7.10";
+    why.reply = fmt::format("REQUIRETLS, and no host has TLS that is good for it: {}", unprotected_);
+    bounce_all(why);
+    end_.cause = LaneEnd::Cause::idle;  // it was about this mail, not about the hosts
+  } else if (refused_5xx_ && config_->bounce_on_5xx_greeting) {
+    // The operator wants a host that greets so to be the mail's end.
+    queue::RecipientResult why;
+    why.scope = events::Scope::source;
+    why.stage = Stage::greeting;
+    why.code = end_.code;
+    why.enhanced = end_.enhanced;
+    why.reply = end_.reply;
+    bounce_all(why);
+  }
   finish();
 }
 
@@ -218,6 +235,7 @@ void Connection::connect_failed(std::string why) {
 void Connection::note_blocked() {
   ++agent_.stats_.tls_blocked;
   tls_unclear_ = true;
+  undecided_ = true;
   end_.stage = Stage::starttls;
   end_.scope = events::Scope::destination;
   end_.code = 0;
@@ -261,6 +279,7 @@ SessionOptions Connection::session_options() const {
                 : may_fall_back(tls_policy_) ? Tls::offered
                                              : Tls::required;
   options.authenticate = credentials_ && credentials_->authenticates();
+  options.requiretls = tls_policy_.requiretls && !without_requiretls_;
   options.greeting_timeout_ns = config_->greeting_timeout_ms * kMillisecond;
   options.mail_timeout_ns = config_->mail_timeout_ms * kMillisecond;
   options.rcpt_timeout_ns = config_->rcpt_timeout_ms * kMillisecond;
@@ -291,7 +310,8 @@ void Connection::start_session(reactor::Handle handle) {
 
 // Whether mail may go to this host in the clear when TLS does not come about.
 bool Connection::may_fall_back(const TlsPolicy& policy) const {
-  return policy.level == config::TlsLevel::opportunistic && !agent_.tls_memory_.remembers(site_key_, io_.wall_ms());
+  if (policy.level != config::TlsLevel::opportunistic) return false;
+  return policy.not_required || !agent_.tls_memory_.remembers(site_key_, io_.wall_ms());
 }
 
 // All targets have been tried: the same ones again in the clear, if each that answered refused TLS or failed
@@ -301,6 +321,46 @@ bool Connection::begin_fallback() {
   in_the_clear_ = true;
   next_target_ = 0;
   return true;
+}
+
+// Every host has been tried (RFC 8689 4.2.1), and none may do another time what REQUIRETLS asks for.
+bool Connection::all_decided() const {
+  if (!route_->tls.requiretls || retired_ || undecided_ || unprotected_.empty()) return false;
+  return std::none_of(route_->hosts.begin(), route_->hosts.end(), [&](const dns::Host& host) {
+    return std::any_of(host.addresses.begin(), host.addresses.end(), [&](const reactor::Address& address) {
+      return agent_.holds_.until(source_index_, address) != 0;
+    });
+  });
+}
+
+// No host offers REQUIRETLS, and one has good TLS: reports may go there all the same (RFC 8689 5), and what else waits learns
+// from Session::fits() that it may not.
+bool Connection::begin_without_requiretls() {
+  if (without_requiretls_ || !requiretls_missing_ || !all_decided()) return false;
+  without_requiretls_ = true;
+  next_target_ = 0;
+  return true;
+}
+
+// A connection of such a route has ended before its first transaction.
+void Connection::note_requiretls_end() {
+  const tls::Engine* engine = stream_.tls();
+  if (session_->lacks_requiretls()) {
+    requiretls_missing_ = true;
+    if (unprotected_.empty()) unprotected_ = session_->reply();
+    if (probing_) agent_.holds_.succeeded(source_index_, peer_);
+    probing_ = false;
+    return;
+  }
+  const bool refused = engine == nullptr ? session_->tls_refused() && session_->code() / 100 != 4
+                                         : engine->failure() == tls::Failure::certificate ||
+                                               engine->failure() == tls::Failure::no_common ||
+                                               engine->failure() == tls::Failure::peer_alert;
+  if (refused) {
+    unprotected_ = fmt::format("{}: {}", host_, session_->reply());
+  } else {
+    undecided_ = true;
+  }
 }
 
 void Connection::begin_tls() {
@@ -399,6 +459,7 @@ void Connection::note_tls_end(Ending ending) {
         ++stats.tls_failed_ended;
         break;
     }
+    refused = refused || tls_policy_.not_required;  // RFC 8689 4.2.2: whatever becomes of TLS
   }
   if (refused && may_fall_back(tls_policy_)) {
     tls_refused_somewhere_ = true;
@@ -547,6 +608,7 @@ void Connection::on_closed() {
       ++agent_.stats_.auth_failures;
       log::warning("{}[{}] does not let us in: {}; its mail waits", host_, peer_text_, session_->reply());
     }
+    if (route_->tls.requiretls) note_requiretls_end();
     note_failure(stage, session_->reply());
     end_.code = session_->code();
     end_.enhanced = session_->enhanced();
@@ -610,19 +672,15 @@ void Connection::on_closed() {
   finish();
 }
 
-// --bounce-on-5xx-greeting: the operator wants a host that greets so to be the mail's end.
-void Connection::bounce_all_by_greeting() {
-  for (int i = 0; i < kMostGreetingBounces; ++i) {
+// `why`: all but the action and the class, which are the same for all.
+void Connection::bounce_all(const queue::RecipientResult& why) {
+  for (int i = 0; i < kMostBouncedAtOnce; ++i) {
     queue::Attempt* attempt = agent_.dispatcher_->take(*this);
     if (attempt == nullptr) return;
     for (queue::RecipientResult& result : attempt->results) {
+      result = why;
       result.action = queue::Action::bounce;
-      result.scope = events::Scope::source;
-      result.stage = Stage::greeting;
-      result.code = end_.code;
-      result.enhanced = end_.enhanced;
       result.bounce_class = dsn::to_string(dsn::Category::policy_related);
-      result.reply = end_.reply;
     }
     attempt->mx = end_.mx;
     attempt->session_message = static_cast<uint32_t>(i) + 1;

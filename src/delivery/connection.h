@@ -59,7 +59,10 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   void start_session(reactor::Handle handle);
   void note_failure(events::Stage stage, std::string reply);
   void note_blocked();
-  void bounce_all_by_greeting();
+  void bounce_all(const queue::RecipientResult& why);
+  bool begin_without_requiretls();
+  bool all_decided() const;
+  void note_requiretls_end();
   void finish();  // destroys *this
   SessionOptions session_options() const;
   bool may_fall_back(const TlsPolicy& policy) const;
@@ -122,6 +125,11 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   bool tls_refused_somewhere_ = false;
   bool tls_unclear_ = false;        // one was silent, or cut off, or must not be sent to in the clear
   bool refused_5xx_ = false;  // the last host refused by a 5xx greeting
+  // ---- REQUIRETLS (RFC 8689 4.2.1), on routes that ask for it
+  std::string unprotected_;           // what one host said or showed that has no good TLS
+  bool requiretls_missing_ = false;   // one has, and does not offer REQUIRETLS
+  bool without_requiretls_ = false;   // no host offers it: once more, for reports, and to tell the others so
+  bool undecided_ = false;            // another time one may do what this mail asks for
 };
 
 }  // namespace millrace::delivery

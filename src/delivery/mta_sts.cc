@@ -219,8 +219,12 @@ void StsPolicies::find(const std::string& domain, Callback done) {
 void StsPolicies::on_record(const std::string& domain, const dns::Answer& answer, const Callback& done) {
   const int64_t until = std::min(answer.expires_ns, io_.now() + kLongestValidNs);
   const PolicyRef policy = known(domain);
+  const bool unknown = answer.outcome == dns::Outcome::failure || answer.outcome == dns::Outcome::malformed;
   const std::optional<std::string> id =
       answer.outcome == dns::Outcome::records ? read_sts_record(answer.texts) : std::nullopt;
+  if (!unknown) no_answer_.erase(domain);
+  if (unknown && no_answer_.size() < kMostPolicies) no_answer_.insert(domain);
+  if (!unknown && !id) failed_.erase(domain);
   if (!id || fetcher_ == nullptr) return done(policy, until);
   if (policy && policy->id == *id) {
     // Ahead of its end: whoever keeps the HTTPS server away from us must do so for long.

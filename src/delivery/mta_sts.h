@@ -117,11 +117,15 @@ class StsPolicies {
   // Of one that was fetched: to be stored and told to the other shards.
   std::function<void(const std::string& domain, const StsPolicy& policy)> on_news;
   // No policy and no fetch of the domain is kept.
-  void forget(const std::string& domain) { policies_.erase(domain), failed_.erase(domain); }
+  void forget(const std::string& domain) { policies_.erase(domain), failed_.erase(domain), no_answer_.erase(domain); }
 
   struct Stats {
     uint64_t fetched = 0, failed = 0;
   };
+  // Of a domain without a known policy that find() has just answered for: whether it may have one all the same.
+  bool uncertain(const std::string& domain) const {
+    return no_answer_.contains(domain) || failed_.contains(domain) || fetching_.contains(domain);
+  }
   // There may be a policy at all.
   bool active() const { return fetcher_ != nullptr || !policies_.empty(); }
   const Stats& stats() const { return stats_; }
@@ -153,6 +157,7 @@ class StsPolicies {
   bool ipv6_ = false, allow_private_ = false;
   std::unordered_map<std::string, PolicyRef> policies_;
   std::unordered_map<std::string, int64_t> failed_;  // monotonic: no fetch before
+  std::unordered_set<std::string> no_answer_;        // whose TXT record could not be looked up last
   std::unordered_map<std::string, std::unique_ptr<Fetching>> fetching_;
   Stats stats_;
 };

@@ -495,7 +495,9 @@ Session::Transaction* Session::start_next(int64_t now) {
 bool Session::fits(queue::Attempt& attempt) {
   const mail::Envelope& envelope = attempt.message->envelope;
   const mail::Content& content = attempt.message->content;
+  ASSERT(envelope.tls != mail::TlsWish::required || secure_);
   const smtp::Fit fit = smtp::check_fit(envelope, content, capabilities_);
+  dsn::Category category = dsn::Category::content_related;
   std::string words;
   std::string_view status;
   switch (fit) {
@@ -514,6 +516,11 @@ bool Session::fits(queue::Attempt& attempt) {
       status = "5.6.3";
       words = fmt::format("message has 8-bit content, and {} does not offer 8BITMIME", mx_);
       break;
+    case smtp::Fit::needs_requiretls:
+      status = "5.7.30";
+      words = fmt::format("REQUIRETLS support required, and {} does not offer it", mx_);
+      category = dsn::Category::policy_related;
+      break;
   }
   for (queue::RecipientResult& result : attempt.results) {
     result.action = Action::bounce;
@@ -521,7 +528,7 @@ bool Session::fits(queue::Attempt& attempt) {
     result.stage = Stage::ehlo;
     result.code = 0;
     result.enhanced = status;
-    result.bounce_class = dsn::to_string(dsn::Category::content_related);
+    result.bounce_class = dsn::to_string(category);
     result.reply = words;
   }
   attempt.session_message = started_ + 1;
@@ -798,6 +805,13 @@ void Session::on_hello(Command command, const PeerReply& reply, int64_t now) {
       end_stage_ = Stage::starttls;
       end_enhanced_ = "4.7.4";
       end_reply_ = "STARTTLS is not offered, and nothing may go there in the clear";
+      return end(Ending::refused, now);
+    }
+    if (options_.requiretls && !capabilities_.requiretls) {
+      lacks_requiretls_ = true;
+      end_stage_ = Stage::ehlo;
+      end_enhanced_ = "5.7.30";
+      end_reply_ = fmt::format("{} does not offer REQUIRETLS", mx_);
       return end(Ending::refused, now);
     }
     if (options_.authenticate) return begin_auth(now);

@@ -63,6 +63,7 @@ struct SessionOptions {
     from_connect,  // the handshake comes before the greeting
   } tls = Tls::off;
   bool authenticate = false;  // behind TLS, or not at all
+  bool requiretls = false;    // only where REQUIRETLS is offered behind TLS
   int64_t greeting_timeout_ns = 0;
   int64_t mail_timeout_ns = 0;  // EHLO and RSET too
   int64_t rcpt_timeout_ns = 0;
@@ -181,6 +182,8 @@ class Session {
   bool secure() const { return secure_; }
   // STARTTLS was not offered, or was answered with 4xx or 5xx (421 is no answer to it).
   bool tls_refused() const { return tls_refused_; }
+  // It was to offer REQUIRETLS, and does not.
+  bool lacks_requiretls() const { return lacks_requiretls_; }
   bool idle() const {
     return state_ == SessionState::open && transactions_.empty() && expected_empty() && !sending_;
   }
@@ -327,6 +330,7 @@ class Session {
   std::string initial_response_;
   bool initial_due_ = false;  // the first response was too long for the command
   bool tls_refused_ = false;
+  bool lacks_requiretls_ = false;
   bool retiring_ = false;
   bool slow_ = false;         // told to slow down: nothing new
   bool closing_421_ = false;  // what comes behind a 421 was not looked at

@@ -126,11 +126,67 @@ void ask_tls(dns::Route& route, std::string_view domain, config::TlsLevel level,
   for (const dns::Host& host : route.hosts) route.tls.key += fmt::format(",{}", host.name);
 }
 
+// RFC 8689 4.2.1: the host is the domain's by a signed MX record or by its MTA-STS policy (or is named by the configuration, or
+// is the domain itself), and is then checked by its TLSA records or by authorities.
+static void require_tls(dns::Route& route, std::string_view domain, config::TlsLevel level, const StsPolicy* policy,
+                        bool policy_unknown) {
+  using Sts = dns::TlsDemand::Sts;
+  const bool named = policy != nullptr && policy->mode != StsPolicy::Mode::none;
+  const bool proven = route.secure || route.explicit_hop || route.implicit;
+  const auto give_up = [&](dns::Verdict verdict, std::string why) {
+    route.verdict = verdict;
+    route.reason = std::move(why);
+    route.hosts.clear();
+  };
+  if (!proven && !named) {
+    if (policy_unknown) {
+      return give_up(dns::Verdict::temporary, fmt::format("REQUIRETLS, and the MTA-STS policy of {} cannot be had now", domain));
+    }
+    return give_up(dns::Verdict::unprotected,
+                   fmt::format("REQUIRETLS, and the MX records of {} are neither signed nor named by an MTA-STS policy", domain));
+  }
+  route.tls = tls_demand(route, domain, config::TlsLevel::automatic, Sts::none);
+  route.tls.level = config::TlsLevel::automatic;
+  route.tls.requiretls = true;
+  route.tls.key.insert(0, route.tls.key.empty() ? "requiretls" : "requiretls+");
+  const bool enforced = named && policy->mode == StsPolicy::Mode::enforce &&
+                        (level == config::TlsLevel::automatic || level == config::TlsLevel::mta_sts);
+  if (proven && !enforced) return;
+  const size_t all = route.hosts.size();
+  std::erase_if(route.hosts, [&](const dns::Host& host) {
+    const bool by_dane = std::any_of(host.dane.records.begin(), host.dane.records.end(), tls::is_usable);
+    return !(proven && by_dane) && !policy->allows(host.name);
+  });
+  if (route.hosts.empty()) {
+    return give_up(dns::Verdict::unprotected,
+                   fmt::format("REQUIRETLS, and no MX host of {} is named by its MTA-STS policy", domain));
+  }
+  if (route.hosts.size() == all) return;
+  for (const dns::Host& host : route.hosts) route.tls.key += fmt::format(",{}", host.name);
+}
+
+void ask_tls(dns::Route& route, std::string_view domain, config::TlsLevel level, const StsPolicy* policy, mail::TlsWish wish,
+             bool policy_unknown) {
+  if (wish == mail::TlsWish::required) return require_tls(route, domain, level, policy, policy_unknown);
+  if (!sets_aside(wish, level)) return ask_tls(route, domain, level, policy);
+  route.tls = {};
+  route.tls.level = config::TlsLevel::opportunistic;
+  route.tls.not_required = true;
+  route.tls.key = "not-required";
+}
+
 namespace {
 
 // By the domain's own wish, or by TLSA records. `policy` comes with the level of an opportunistic one.
 void ask_domain(TlsPolicy& policy, const dns::TlsDemand& demand, const dns::Host& host) {
   using config::TlsLevel;
+  policy.requiretls = demand.requiretls;
+  policy.not_required = demand.not_required;
+  if (demand.not_required) {
+    policy.level = TlsLevel::opportunistic;
+    policy.name = "not-required";
+    return;
+  }
   switch (demand.level) {
     case TlsLevel::none:
     case TlsLevel::opportunistic:
@@ -149,6 +205,10 @@ void ask_domain(TlsPolicy& policy, const dns::TlsDemand& demand, const dns::Host
     policy.name = "mta-sts";
   };
   const bool only = demand.level == TlsLevel::dane;
+  const auto by_authorities = [&] {
+    policy.level = TlsLevel::verified;
+    policy.name = "requiretls";
+  };
   switch (host.dane.state) {
     case dns::Dane::State::unknown:
       policy.blocked = host.dane.reason;
@@ -157,6 +217,7 @@ void ask_domain(TlsPolicy& policy, const dns::TlsDemand& demand, const dns::Host
       if (only) policy.blocked = "no secure TLSA records, and tls = \"dane\"";
       if (enforced) by_sts();
       if (demand.sts == dns::TlsDemand::Sts::testing) policy.name = "mta-sts-testing";
+      if (demand.requiretls) by_authorities();
       return;
     case dns::Dane::State::records:
       break;
@@ -168,6 +229,7 @@ void ask_domain(TlsPolicy& policy, const dns::TlsDemand& demand, const dns::Host
     policy.name = "dane-unusable";
     if (only) policy.blocked = "no usable TLSA records, and tls = \"dane\"";
     if (enforced) by_sts();
+    if (demand.requiretls) by_authorities();
     return;
   }
   wish->names.push_back(host.dane.base);
@@ -197,8 +259,8 @@ TlsPolicy tls_policy(const config::Config& config, const dns::Route& route, cons
     named = true;
     policy.level = level;
   }
-  if (!named) ask_domain(policy, route.tls, at);
-  if (!named && policy.level == config::TlsLevel::opportunistic && always_has_tls(host)) {
+  if (!named || route.tls.requiretls) ask_domain(policy, route.tls, at);
+  if (!named && policy.level == config::TlsLevel::opportunistic && !policy.not_required && always_has_tls(host)) {
     policy.level = config::TlsLevel::required;
   }
   // Credentials go to nobody else.

@@ -4,7 +4,8 @@
 // shaping file or --tls asks of the domain; and if that is `auto`, TLSA records, else an MTA-STS policy, else opportunistic.
 //
 // Domains share hosts and connections. What a domain asks beyond the common is therefore part of its route
-// (dns::TlsDemand), whose key keeps connections apart that were checked differently.
+// (dns::TlsDemand), whose key keeps connections apart that were checked differently. So is what mail asks by itself
+// (RFC 8689), which waits apart for that (queue::Destination::tls).
 #pragma once
 
 #include <cstdint>
@@ -17,6 +18,7 @@
 #include "config/hop_credentials.h"
 #include "delivery/mta_sts.h"
 #include "dns/mx.h"
+#include "mail/envelope.h"
 
 namespace millrace::delivery {
 
@@ -27,6 +29,8 @@ struct TlsPolicy {
   std::string server_name;    // for SNI, and for the check of the certificate
   std::string_view name;      // for events: "dane", "mta-sts", "opportunistic", ...
   std::string blocked;        // no mail to this host now, and why; empty: it may be tried
+  bool requiretls = false;    // the receiver must know REQUIRETLS, too
+  bool not_required = false;  // in the clear where TLS does not come about, whatever is remembered
 };
 // Of the host of a route that is about to be connected to.
 TlsPolicy tls_policy(const config::Config& config, const dns::Route& route, const dns::Host& host);
@@ -36,6 +40,14 @@ config::TlsLevel asked_level(const config::Config& config, std::string_view doma
 // Of a usable route: sets what the domain asks, and takes the hosts out that its MTA-STS policy does not name; where none is
 // left the route is no longer usable (temporary).
 void ask_tls(dns::Route& route, std::string_view domain, config::TlsLevel level, const StsPolicy* policy);
+// Mail with a wish of its own (RFC 8689). `policy_unknown`: there may be a policy, and it cannot be had now.
+void ask_tls(dns::Route& route, std::string_view domain, config::TlsLevel level, const StsPolicy* policy, mail::TlsWish wish,
+             bool policy_unknown);
+// TLS-Required: no sets aside what receivers publish. What the operator asks of them by name stays.
+inline bool sets_aside(mail::TlsWish wish, config::TlsLevel level) {
+  return wish == mail::TlsWish::not_required &&
+         (level == config::TlsLevel::automatic || level == config::TlsLevel::opportunistic);
+}
 dns::TlsDemand tls_demand(const dns::Route& route, std::string_view domain, config::TlsLevel level,
                           dns::TlsDemand::Sts sts = dns::TlsDemand::Sts::none);
 

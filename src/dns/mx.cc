@@ -24,6 +24,8 @@ std::string_view to_string(Verdict verdict) {
       return "temporary failure";
     case Verdict::loop:
       return "loop";
+    case Verdict::unprotected:
+      return "no protected way";
   }
   UNREACHABLE();
 }
@@ -42,6 +44,8 @@ std::string_view enhanced_status(Verdict verdict) {
       return "4.4.3";
     case Verdict::loop:
       return "5.4.6";
+    case Verdict::unprotected:
+      return "5.7.10";
   }
   UNREACHABLE();
 }

@@ -32,9 +32,10 @@ enum class Verdict : uint8_t {
   no_usable_host,  // nothing but forbidden or missing hosts
   temporary,       // nobody knows now
   loop,            // the best host is ourselves
+  unprotected,     // none of the hosts is proven to be the domain's, and the mail asks for that (RFC 8689)
 };
 std::string_view to_string(Verdict verdict);
-// "5.1.10", "5.1.2", "5.4.4", "4.4.3", "5.4.6"; empty when usable.
+// "5.1.10", "5.1.2", "5.4.4", "4.4.3", "5.4.6", "5.7.10"; empty when usable.
 std::string_view enhanced_status(Verdict verdict);
 
 // What DANE (RFC 7672 2.2) found of a host.
@@ -60,6 +61,8 @@ struct Host {
 struct TlsDemand {
   tls::Level level = tls::Level::automatic;
   enum class Sts : uint8_t { none, testing, enforce } sts = Sts::none;  // the mode of its MTA-STS policy
+  // What messages ask by themselves (RFC 8689), whatever the domain does.
+  bool requiretls = false, not_required = false;
   // Domains that share hosts and differ in this are sites of their own, with connections of their own; their limits are
   // the same. Empty: nothing special.
   std::string key;

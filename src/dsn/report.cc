@@ -382,7 +382,9 @@ Report build_report(const ReportSource& source) {
   bool utf8 = !is_ascii(original.reverse_path);
 
   std::string human = words(source);
-  bool full = original.ret == mail::Ret::full;
+  // RFC 8689 5: the report is protected as the message was, and says nothing of its text.
+  const bool protect = original.tls == mail::TlsWish::required;
+  bool full = original.ret == mail::Ret::full && !protect;
   Returned returned;
   if (source.content) returned = returned_part(*source.content, full);
   if (returned.cut && full) {
@@ -480,6 +482,7 @@ Report build_report(const ReportSource& source) {
   envelope.recipients.push_back(std::move(to));
   envelope.body = eight_bit || utf8 ? mail::BodyType::eight_bit_mime : mail::BodyType::seven_bit;
   envelope.smtputf8 = utf8;
+  if (protect) envelope.tls = mail::TlsWish::required;
   envelope.received_ms = source.now_ms;
   envelope.tenant = original.tenant;
   const std::string id = source.id.to_string();

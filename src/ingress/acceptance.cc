@@ -22,6 +22,10 @@ constexpr size_t kLongestName = 255;   // of a pool or job
 
 constexpr std::string_view kQueuedAs = "Ok: queued as ";
 
+bool is_no(std::string_view text) {
+  return text.size() == 2 && (text[0] == 'n' || text[0] == 'N') && (text[1] == 'o' || text[1] == 'O');
+}
+
 uint32_t round_to_page(uint64_t size) {
   return static_cast<uint32_t>((size + kPage - 1) / kPage * kPage);
 }
@@ -393,6 +397,10 @@ smtp::Reply Acceptance::submit(Submission& submission, const Settings& settings,
   if (scan.received_count > config.max_received_headers) {
     return refuse(submission, origin, stats.rejected_loop, 554, {5, 4, 6},
                   "Too many Received headers: mail loop");
+  }
+  // RFC 8689 4.1: REQUIRETLS goes ahead of the header; 3: which may be there once.
+  if (envelope.tls == mail::TlsWish::none && scan.tls_required_count == 1 && is_no(scan.tls_required)) {
+    envelope.tls = mail::TlsWish::not_required;
   }
   if (scan.too_many_cuts) {
     return refuse(submission, origin, stats.rejected_headers, 554, {5, 6, 0},

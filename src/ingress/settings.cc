@@ -29,6 +29,7 @@ smtp::ServerOptions server_options_of(const config::Config& config) {
   options.max_errors = config.max_errors;
   options.starttls = config.tls_server != nullptr;
   options.require_tls = config.require_tls;
+  options.extensions.requiretls = config.tls_server != nullptr;
   options.extensions.auth = config.accounts != nullptr;
   // Line faults are judged at the end of the message, by the settings of that moment.
   options.keep_bad_lines = true;

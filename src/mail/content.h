@@ -97,6 +97,7 @@ Result<Metadata> decode_metadata(std::string_view bytes);
 struct MetadataSummary {
   int64_t received_ms = 0;
   int64_t expires_ms = 0;
+  TlsWish tls = TlsWish::none;
   std::string_view reverse_path, tenant, job, pool, account;
   std::vector<std::string_view> recipient_domains;  // by recipient number
 };

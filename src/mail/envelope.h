@@ -14,6 +14,13 @@ namespace millrace::mail {
 enum class BodyType : uint8_t { seven_bit, eight_bit_mime };  // RFC 6152
 enum class Ret : uint8_t { unset, full, headers };            // RFC 3461 4.3
 
+// What its sender asks of TLS, over what receivers publish and the operator prefers (RFC 8689).
+enum class TlsWish : uint8_t {
+  none,
+  required,      // MAIL's REQUIRETLS: over verified TLS to those that pass it on, or not at all
+  not_required,  // the header TLS-Required: no
+};
+
 // RFC 3461 4.1; a set of bits. `never` excludes the others.
 struct Notify {
   enum : uint8_t { unset = 0, never = 1, success = 2, failure = 4, delay = 8 };
@@ -34,6 +41,7 @@ struct Envelope {
   Ret ret = Ret::unset;
   BodyType body = BodyType::seven_bit;
   bool smtputf8 = false;
+  TlsWish tls = TlsWish::none;
   int64_t received_ms = 0;  // UTC
   int64_t expires_ms = 0;   // UTC; when undelivered mail is given up
   std::string tenant;
@@ -52,6 +60,7 @@ struct Envelope {
     ret = Ret::unset;
     body = BodyType::seven_bit;
     smtputf8 = false;
+    tls = TlsWish::none;
     received_ms = expires_ms = 0;
   }
 };

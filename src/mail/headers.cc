@@ -129,6 +129,7 @@ HeaderRules::HeaderRules(const std::vector<std::string>& metadata_names,
   add("Date", {Kind::date, 0});
   add("Message-ID", {Kind::message_id, 0});
   add("From", {Kind::from, 0});
+  add("TLS-Required", {Kind::tls_required, 0});
   for (const char* name : {"Bcc", "Resent-Bcc", "Return-Path"}) add(name, {Kind::removed, 0});
   for (const std::string& name : removed_names) add(name, {Kind::removed, 0});
 }
@@ -221,6 +222,9 @@ void scan_headers(Content& content, const HeaderRules& rules, HeaderScan& scan) 
         if (!scan.from.empty()) scan.from.push_back(',');
         value = &scan.from;
         break;
+      case Kind::tls_required:
+        if (scan.tls_required_count++ == 0) value = &scan.tls_required;
+        break;
       case Kind::removed:
         cutting = true;
         break;
@@ -236,6 +240,7 @@ void scan_headers(Content& content, const HeaderRules& rules, HeaderScan& scan) 
   scan.has_section = scan.field_count > 0 || empty_line || content.raw_size == 0;
   scan.section_size = lines.position();
   trim_value(scan.message_id);
+  trim_value(scan.tls_required);
   scan.from_cut = scan.from.size() >= kLongestFrom;
   for (HeaderScan::Value& found : scan.values) trim_value(found.text);
 

@@ -36,7 +36,7 @@ class HeaderRules {
                        const std::vector<std::string>& removed_names = {});
   size_t metadata_count() const { return metadata_count_; }
 
-  enum class Kind : uint8_t { other, received, date, message_id, from, removed, metadata };
+  enum class Kind : uint8_t { other, received, date, message_id, from, tls_required, removed, metadata };
   struct Match {
     Kind kind = Kind::other;
     uint16_t index = 0;  // of the metadata name
@@ -64,6 +64,9 @@ struct HeaderScan {
   bool has_message_id = false;
   bool too_many_cuts = false;
   std::string message_id;  // the value, with its angle brackets if it has them
+  // TLS-Required (RFC 8689 3): the first value, and how often the header was there.
+  std::string tls_required;
+  uint32_t tls_required_count = 0;
   // The values of all From fields, a comma between two; only where it is asked for. Cut at kLongestFrom: `from_cut`.
   bool wants_from = false;  // the caller's; clear() leaves it
   bool from_cut = false;
@@ -77,7 +80,8 @@ struct HeaderScan {
 
   void clear() {
     section_size = 0;
-    received_count = field_count = 0;
+    received_count = field_count = tls_required_count = 0;
+    tls_required.clear();
     has_section = has_date = has_message_id = too_many_cuts = from_cut = false;
     message_id.clear();
     from.clear();

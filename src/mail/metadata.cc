@@ -11,6 +11,7 @@
 // 1, eight bit 2, no CRLF
 //      at the end 4, eight bit in the header section 8)
 // 134  dots (4 each)                      135  cuts: offset, size (4 each)
+// 136  tls (1: REQUIRETLS, 2: TLS-Required: no); absent where nothing is asked
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -39,6 +40,7 @@ enum Tag : uint8_t {
   kContent = 133,
   kDots = 134,
   kCuts = 135,
+  kTls = 136,
 };
 constexpr uint8_t kRefuseIfUnknown = 128;
 constexpr size_t kFieldHead = 5;
@@ -182,6 +184,12 @@ const char* read_text(std::string_view value, std::string& text) {
   return nullptr;
 }
 
+const char* read_tls(std::string_view value, TlsWish& tls) {
+  if (value.size() != 1 || (value[0] != 1 && value[0] != 2)) return "TLS field";
+  tls = static_cast<TlsWish>(value[0]);
+  return nullptr;
+}
+
 const char* read_envelope_field(const Field& field, Envelope& envelope) {
   switch (field.tag) {
     case kTenant:
@@ -222,6 +230,8 @@ const char* read_envelope_field(const Field& field, Envelope& envelope) {
                                      std::string(view.orcpt), view.notify});
       return nullptr;
     }
+    case kTls:
+      return read_tls(field.value, envelope.tls);
     default:
       return field.tag >= kRefuseIfUnknown ? "tag: written by a newer version" : nullptr;
   }
@@ -316,6 +326,10 @@ void encode_metadata(const Envelope& envelope, const Content& content, std::stri
       put(out, cut.size);
     }
   }
+  if (envelope.tls != TlsWish::none) {
+    put_head(out, kTls, 1);
+    put(out, static_cast<uint8_t>(envelope.tls));
+  }
 }
 
 Result<Metadata> decode_metadata(std::string_view bytes) {
@@ -362,8 +376,10 @@ Result<MetadataSummary> summarize_metadata(std::string_view bytes) {
         summary.recipient_domains.push_back(view.domain);
         break;
       }
+      case kTls:
+        return read_tls(field.value, summary.tls);
       default:
-        if (field.tag > kCuts) return "tag: written by a newer version";
+        if (field.tag > kTls) return "tag: written by a newer version";
         break;
     }
     return nullptr;

@@ -1,5 +1,5 @@
-// Where mail waits. An Item lies in a SubQueue (tenant and job) of a Destination (routing domain, pool
-// and egress source); the Destination's next hop is a Site (a set of MX hosts, shared by every domain
+// Where mail waits. An Item lies in a SubQueue (tenant and job) of a Destination (routing domain, pool,
+// egress source and what it asks of TLS); the Destination's next hop is a Site (a set of MX hosts, shared by every domain
 // hosted there), whose connections from that source are a LaneGroup. All of it belongs to one shard.
 //
 // The source of a message follows from its id, so a retry, even after a restart, leaves from the same
@@ -88,6 +88,7 @@ struct LastReply {
 struct Destination {
   std::string domain, pool;
   unsigned source = 0;
+  mail::TlsWish tls = mail::TlsWish::none;  // of its mail: what asks another TLS waits for other connections
   std::shared_ptr<const dns::Route> route;
   int64_t route_until = INT64_MIN;   // monotonic; past it the route is found anew
   bool resolving = false;

@@ -281,7 +281,7 @@ void Scheduler::enqueue(MessageRef message) {
     item.events = 1;  // `received` was the first
   };
   if (envelope.recipients.size() == 1) {
-    Destination& destination = destination_of(envelope.recipients[0].domain, envelope.pool, source);
+    Destination& destination = destination_of(envelope.recipients[0].domain, envelope.pool, source, envelope.tls);
     Item& item = make_item(message->id, sub_queue_of(destination, envelope.tenant, envelope.job, envelope.account));
     adopt_item(item);
     index_.insert(item);
@@ -298,7 +298,7 @@ void Scheduler::enqueue(MessageRef message) {
   fanout->pending = static_cast<uint32_t>(envelope.recipients.size());
   fanout->events = 1;
   for (uint32_t number = 0; number < envelope.recipients.size(); ++number) {
-    Destination& destination = destination_of(envelope.recipients[number].domain, envelope.pool, source);
+    Destination& destination = destination_of(envelope.recipients[number].domain, envelope.pool, source, envelope.tls);
     Item* item = nullptr;
     for (Item* part : fanout->items) {
       if (part->queue->destination == &destination) item = part;
@@ -325,7 +325,7 @@ void Scheduler::enqueue(MessageRef message) {
 
 // ---- items -------------------------------------------------------------------------------------------
 
-Destination& Scheduler::destination_of(std::string_view domain, std::string_view pool, unsigned source) {
+Destination& Scheduler::destination_of(std::string_view domain, std::string_view pool, unsigned source, mail::TlsWish tls) {
   key_.assign(domain);
   key_ += '/';
   key_ += pool;
@@ -333,12 +333,14 @@ Destination& Scheduler::destination_of(std::string_view domain, std::string_view
     key_ += '#';
     key_ += std::to_string(source);
   }
+  if (tls != mail::TlsWish::none) key_ += tls == mail::TlsWish::required ? "|required" : "|not required";
   auto found = destinations_.find(key_);
   if (found != destinations_.end()) return *found->second;
   auto destination = std::make_unique<Destination>();
   destination->domain = domain;
   destination->pool = pool;
   destination->source = source;
+  destination->tls = tls;
   destination->scheduler = this;
   destination->timer.owner = destination.get();
   destination->timer.call = [](void* self) {
@@ -1366,7 +1368,8 @@ void Scheduler::on_route(Destination& destination, std::shared_ptr<const dns::Ro
     }
     case dns::Verdict::null_mx:
     case dns::Verdict::no_usable_host:
-    case dns::Verdict::loop: set_fatal(destination, *route); break;
+    case dns::Verdict::loop:
+    case dns::Verdict::unprotected: set_fatal(destination, *route); break;
   }
   work_arrived(destination);
   // A probe that waited for this look-up may be another's now.
@@ -1395,7 +1398,9 @@ void Scheduler::set_fatal(Destination& destination, const dns::Route& route) {
   why.scope = events::Scope::destination;
   why.stage = events::Stage::dns;
   why.enhanced = dns::enhanced_status(route.verdict);
-  why.bounce_class = route.verdict == dns::Verdict::loop ? "routing-errors" : "bad-domain";
+  why.bounce_class = route.verdict == dns::Verdict::loop          ? "routing-errors"
+                     : route.verdict == dns::Verdict::unprotected ? "policy-related"
+                                                                  : "bad-domain";
   why.reply = route.reason;
   destination.fatal = std::move(why);
 }
@@ -1498,7 +1503,7 @@ void Scheduler::recover(const spool::Recovered& found) {
   for (const RecipientState& recipient : state.recipients) {
     if (recipient.recipient >= summary->recipient_domains.size()) continue;
     Destination& destination =
-        destination_of(summary->recipient_domains[recipient.recipient], summary->pool, source);
+        destination_of(summary->recipient_domains[recipient.recipient], summary->pool, source, summary->tls);
     Item* item = nullptr;
     for (Part& part : parts) {
       if (part.item->queue->destination == &destination && part.due_ms == recipient.due_ms &&

@@ -200,7 +200,7 @@ class Scheduler final : public Dispatcher, public Intake {
   const config::Config& config() const { return *context_.config; }
 
   // ---- items (scheduler.cc)
-  Destination& destination_of(std::string_view domain, std::string_view pool, unsigned source);
+  Destination& destination_of(std::string_view domain, std::string_view pool, unsigned source, mail::TlsWish tls);
   unsigned source_of(const mail::SpoolId& id, std::string_view pool, std::string_view account) const;
   SubQueue& sub_queue_of(Destination& destination, std::string_view tenant, std::string_view job, std::string_view account);
   Item& make_item(const mail::SpoolId& id, SubQueue& queue);

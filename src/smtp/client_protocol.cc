@@ -49,6 +49,8 @@ std::string_view to_string(Fit fit) {
       return "server does not offer SMTPUTF8";
     case Fit::needs_8bitmime:
       return "server does not offer 8BITMIME";
+    case Fit::needs_requiretls:
+      return "server does not offer REQUIRETLS";
   }
   UNREACHABLE();
 }
@@ -60,6 +62,10 @@ Fit check_fit(const mail::Envelope& envelope, const mail::Content& content,
   }
   if (needs_smtputf8(envelope, content) && !capabilities.smtputf8) return Fit::needs_smtputf8;
   if (content.eight_bit && !capabilities.eight_bit_mime) return Fit::needs_8bitmime;
+  // RFC 8689 5: a report is not thrown away for it.
+  if (envelope.tls == mail::TlsWish::required && !capabilities.requiretls && !envelope.reverse_path.empty()) {
+    return Fit::needs_requiretls;
+  }
   return Fit::ok;
 }
 
@@ -94,6 +100,7 @@ void append_mail(std::string& out, const mail::Envelope& envelope, const mail::C
   if (capabilities.smtputf8 && (envelope.smtputf8 || needs_smtputf8(envelope, content))) {
     out.append(" SMTPUTF8");
   }
+  if (capabilities.requiretls && envelope.tls == mail::TlsWish::required) out.append(" REQUIRETLS");
   if (capabilities.dsn) {
     if (envelope.ret != mail::Ret::unset) {
       out.append(envelope.ret == mail::Ret::full ? " RET=FULL" : " RET=HDRS");

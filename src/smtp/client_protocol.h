@@ -21,6 +21,7 @@ enum class Fit : uint8_t {
   too_large,       // 5.3.4: over the peer's SIZE
   needs_smtputf8,  // 5.6.7: an address or header is UTF-8 and the peer has no SMTPUTF8
   needs_8bitmime,  // 5.6.3: 8-bit content and the peer has no 8BITMIME
+  needs_requiretls,  // 5.7.30: it is to go on as REQUIRETLS, and the peer does not know that
 };
 std::string_view to_string(Fit fit);
 Fit check_fit(const mail::Envelope& envelope, const mail::Content& content,
@@ -31,7 +32,7 @@ mail::WireForm choose_wire_form(const mail::Content& content, const Capabilities
 
 void append_ehlo(std::string& out, std::string_view name);
 void append_helo(std::string& out, std::string_view name);
-// SIZE, BODY, SMTPUTF8, RET and ENVID where announced and meaningful.
+// SIZE, BODY, SMTPUTF8, REQUIRETLS, RET and ENVID where announced and meaningful.
 void append_mail(std::string& out, const mail::Envelope& envelope, const mail::Content& content,
                  const Capabilities& capabilities);
 // NOTIFY and ORCPT where DSN is announced. A utf-8 ORCPT goes out only with SMTPUTF8.

@@ -157,7 +157,8 @@ enum Given : unsigned {
   kEnvid = 16,
   kNotify = 32,
   kOrcpt = 64,
-  kAuth = 128
+  kAuth = 128,
+  kRequireTls = 256
 };
 
 Checked mail_parameter(std::string_view keyword, std::string_view value, bool has_value,
@@ -169,11 +170,12 @@ Checked mail_parameter(std::string_view keyword, std::string_view value, bool ha
                  : extensions.dsn && is("RET")             ? kRet
                  : extensions.dsn && is("ENVID")           ? kEnvid
                  : extensions.auth && is("AUTH")           ? kAuth
+                 : extensions.requiretls && is("REQUIRETLS") ? kRequireTls
                                                            : kNone;
   if (bit == kNone) return replies::kUnknownParameter;
   if (given & bit) return replies::kRepeatedParameter;
   given |= bit;
-  if (has_value == (bit == kUtf8)) return replies::kBadParameter;
+  if (has_value == (bit == kUtf8 || bit == kRequireTls)) return replies::kBadParameter;
   bool good = true;
   switch (bit) {
     case kSize:
@@ -188,6 +190,9 @@ Checked mail_parameter(std::string_view keyword, std::string_view value, bool ha
       break;
     case kUtf8:
       command.smtputf8 = true;
+      break;
+    case kRequireTls:
+      command.requiretls = true;
       break;
     case kRet:
       command.ret = equals_ignoring_case(value, "FULL")   ? mail::Ret::full

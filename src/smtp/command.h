@@ -44,6 +44,7 @@ struct Extensions {  // what EHLO offers, and so which parameters MAIL and RCPT 
   bool chunking = true;
   bool enhanced_status = true;
   bool limits = true;
+  bool requiretls = false;  // behind TLS (RFC 8689)
   bool auth = false;  // MAIL may have AUTH= (RFC 4954 5); what it says is not used
 };
 
@@ -57,6 +58,7 @@ struct Command {
   mail::BodyType body = mail::BodyType::seven_bit;
   mail::Ret ret = mail::Ret::unset;
   bool smtputf8 = false;
+  bool requiretls = false;
   std::string_view envid;  // xtext, valid
   // RCPT
   uint8_t notify = mail::Notify::unset;

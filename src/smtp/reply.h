@@ -81,6 +81,8 @@ inline constexpr Reply kUnknownMechanism{504, {5, 5, 4}, "Unrecognized authentic
 inline constexpr Reply kAuthFailed{535, {5, 7, 8}, "Authentication credentials invalid"};
 inline constexpr Reply kAuthNeedsTls{538, {5, 7, 11}, "Encryption required for authentication"};
 inline constexpr Reply kTlsFirst{530, {5, 7, 0}, "Must issue a STARTTLS command first"};
+// What needs TLS has no code of its own at MAIL: 530 is RFC 3207 4's, X.7.10 the one of RFC 8689 4.2.1.
+inline constexpr Reply kRequireTlsNeedsTls{530, {5, 7, 10}, "REQUIRETLS needs TLS: issue STARTTLS first"};
 inline constexpr Reply kNoRecipients{554, {5, 5, 1}, "No valid recipients"};
 inline constexpr Reply kBdatFailed{503, {5, 5, 1}, "An earlier BDAT was refused; send RSET"};
 inline constexpr Reply kMessageTooLarge{552, {5, 3, 4}, "Message larger than the announced limit"};

@@ -462,6 +462,7 @@ void ServerProtocol::say_capabilities() {
   line(offered.chunking, "CHUNKING");
   line(offered.dsn, "DSN");
   line(options_.starttls && !secure_, "STARTTLS");
+  line(offered.requiretls && secure_, "REQUIRETLS");
   if (std::string_view mechanisms = policy_.auth_mechanisms(); !mechanisms.empty()) {
     line(true, "AUTH " + std::string(mechanisms));
   }
@@ -490,11 +491,17 @@ void ServerProtocol::on_mail(const Command& command) {
   if (command.path.utf8 && !mail::to_routing_domain(command.path.domain)) {
     return refuse(replies::kBadSender);
   }
+  if (command.requiretls && !secure_) return refuse(replies::kRequireTlsNeedsTls);
   envelope_.reverse_path = command.path.mailbox;
   envelope_.envid = command.envid;
   envelope_.ret = command.ret;
   envelope_.body = command.body;
   envelope_.smtputf8 = command.smtputf8;
+  if (command.requiretls) {
+    envelope_.tls = mail::TlsWish::required;
+    // RFC 8689 5: a whole message is not sent back.
+    if (envelope_.ret == mail::Ret::full) envelope_.ret = mail::Ret::headers;
+  }
   Reply reply = policy_.check_mail(envelope_, command.size);
   if (reply.code == ServerPolicy::kLater.code) {
     mail_waits_ = true;

@@ -235,6 +235,37 @@ TEST_F(StsTest, TlsaRecordsGoAhead) {
   EXPECT_EQ(policy.name, "mta-sts");
 }
 
+TEST_F(StsTest, PolicyVouchesForHostsOfMailThatRequiresTls) {
+  destination_.tls = mail::TlsWish::required;
+  EXPECT_EQ(route().verdict, dns::Verdict::unprotected) << "neither signed nor named";
+  zones_.fail("_mta-sts.dest.example", dns::Outcome::failure);
+  EXPECT_EQ(route().verdict, dns::Verdict::temporary) << "it may be named, as far as we know";
+  zones_.heal("_mta-sts.dest.example");
+  publish("1", "");
+  EXPECT_EQ(route().verdict, dns::Verdict::temporary) << "so it may here";
+  world_.run_for(301 * kSecond);
+  for (const char* mode : {"testing", "enforce"}) {
+    publish(mode, std::string("version: STSv1\nmode: ") + mode + "\nmx: mx.example\nmax_age: 604800\n");
+    const dns::Route& found = route();
+    ASSERT_EQ(found.verdict, dns::Verdict::usable) << mode << ": " << found.reason;
+    const TlsPolicy policy = tls_policy(config_, found, found.hosts[0]);
+    EXPECT_EQ(policy.level, config::TlsLevel::verified) << mode;
+    EXPECT_EQ(policy.name, "requiretls");
+    EXPECT_TRUE(policy.requiretls);
+  }
+  publish("3", "version: STSv1\nmode: testing\nmx: elsewhere.example\nmax_age: 604800\n");
+  EXPECT_EQ(route().verdict, dns::Verdict::unprotected);
+  publish("4", "version: STSv1\nmode: none\nmax_age: 604800\n");
+  EXPECT_EQ(route().verdict, dns::Verdict::unprotected);
+}
+
+TEST_F(StsTest, MailThatNeedsNoTlsAsksForNoPolicy) {
+  publish("1", "version: STSv1\nmode: enforce\nmx: elsewhere.example\nmax_age: 1000\n");
+  destination_.tls = mail::TlsWish::not_required;
+  EXPECT_EQ(route().verdict, dns::Verdict::usable);
+  EXPECT_TRUE(fetcher_.asked.empty());
+}
+
 TEST_F(StsTest, AskedForExplicitlyItIsAPolicyOrNothing) {
   config_.tls = config::TlsLevel::mta_sts;
   renew();

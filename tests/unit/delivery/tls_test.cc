@@ -443,6 +443,213 @@ TEST_F(DaneTest, ShapingFileDecidesByDomain) {
   EXPECT_EQ(attempt().tls_policy, "opportunistic");
 }
 
+// ---- what messages ask (RFC 8689)
+
+class RequireTlsTest : public DaneTest {
+ protected:
+  // A host that is the domain's by a signed MX record, with a certificate of our authority.
+  Peer& good_peer() {
+    Peer& peer = tls_peer();
+    peer.script = with_starttls("220 go\r\n", {"PIPELINING", "REQUIRETLS"});
+    return peer;
+  }
+  void send_wishing(mail::TlsWish wish, std::string_view reverse_path = "sender@client.example") {
+    destination_.tls = wish;
+    Mail& mail = add("Subject: x\r\n\r\nhello\r\n");
+    mail.message->envelope.tls = wish;
+    mail.message->envelope.reverse_path = reverse_path;
+    resolve("dest.example");
+    if (destination_.route->verdict != dns::Verdict::usable) return;
+    open();
+    ASSERT_TRUE(run_until_closed(queue_.ends.size() + 1));
+  }
+  void send_required(std::string_view reverse_path = "sender@client.example") {
+    send_wishing(mail::TlsWish::required, reverse_path);
+  }
+  void expect_bounce(std::string_view status) {
+    ASSERT_EQ(queue_.outcomes(), "[bounce]");
+    EXPECT_EQ(attempt().results[0].enhanced, status) << attempt().results[0].reply;
+    EXPECT_EQ(attempt().results[0].bounce_class, "policy-related");
+    EXPECT_EQ(queue_.ends.back().cause, LaneEnd::Cause::idle) << "nobody else waits for it";
+  }
+  static bool says(const Peer& peer, const std::string& line) {
+    for (const auto& session : peer.sessions) {
+      if (std::find(session->lines.begin(), session->lines.end(), line) != session->lines.end()) return true;
+    }
+    return false;
+  }
+};
+
+TEST_F(RequireTlsTest, GoesToAVerifiedHostAsRequiretls) {
+  const Peer& peer = good_peer();
+  send_required();
+  ASSERT_EQ(queue_.outcomes(), "[delivered]");
+  EXPECT_EQ(attempt().tls_policy, "requiretls");
+  EXPECT_EQ(attempt().tls_verified, "ok");
+  EXPECT_TRUE(says(peer, "MAIL FROM:<sender@client.example> REQUIRETLS"));
+}
+
+TEST_F(RequireTlsTest, TlsaRecordsAreAsGoodAsAuthorities) {
+  Peer& peer = dane_peer();
+  peer.script = with_starttls("220 go\r\n", {"PIPELINING", "REQUIRETLS"});
+  send_required();
+  ASSERT_EQ(queue_.outcomes(), "[delivered]");
+  EXPECT_EQ(attempt().tls_policy, "dane");
+}
+
+TEST_F(RequireTlsTest, HostsThatNobodyVouchesForAreNotTried) {
+  const Peer& peer = good_peer();
+  zones_.add_mx("plain.example", 10, "mx.example");
+  destination_.tls = mail::TlsWish::required;
+  resolve("plain.example");
+  EXPECT_EQ(destination_.route->verdict, dns::Verdict::unprotected);
+  EXPECT_EQ(dns::enhanced_status(destination_.route->verdict), "5.7.10");
+  destination_.tls = mail::TlsWish::none;
+  resolve("plain.example");
+  EXPECT_EQ(destination_.route->verdict, dns::Verdict::usable);
+  EXPECT_TRUE(peer.sessions.empty());
+}
+
+TEST_F(RequireTlsTest, ReceiverThatDoesNotPassItOnGetsNothing) {
+  Peer& peer = good_peer();
+  peer.script = with_starttls();
+  send_required();
+  expect_bounce("5.7.30");
+  EXPECT_TRUE(peer.messages.empty());
+  EXPECT_FALSE(says(peer, "MAIL FROM:<sender@client.example>"));
+}
+
+TEST_F(RequireTlsTest, ReportsGoToReceiversThatDoNotPassItOn) {
+  Peer& peer = good_peer();
+  peer.script = with_starttls();
+  send_required("");
+  ASSERT_EQ(queue_.outcomes(), "[delivered]");
+  EXPECT_TRUE(says(peer, "MAIL FROM:<>"));
+  EXPECT_EQ(attempt().tls_verified, "ok") << "over verified TLS all the same";
+}
+
+TEST_F(RequireTlsTest, AnotherHostMayPassItOn) {
+  Peer& first = good_peer();
+  first.script = with_starttls();
+  Peer& second = second_peer();
+  second.tls = server({.names = "DNS:mx2.example"});
+  second.script = with_starttls("220 go\r\n", {"PIPELINING", "REQUIRETLS"});
+  send_required();
+  EXPECT_EQ(queue_.outcomes(), "[delivered]");
+  EXPECT_TRUE(first.messages.empty());
+  EXPECT_EQ(second.messages.size(), 1u);
+}
+
+TEST_F(RequireTlsTest, WrongCertificateIsTheEndOfIt) {
+  Peer& peer = good_peer();
+  peer.tls = server({.names = "DNS:other.example"});
+  send_required();
+  expect_bounce("5.7.10");
+  EXPECT_TRUE(peer.messages.empty());
+}
+
+TEST_F(RequireTlsTest, SoIsAHostWithoutTls) {
+  Peer& peer = good_peer();
+  peer.script = Peer::well_behaved({"PIPELINING", "REQUIRETLS"});
+  send_required();
+  expect_bounce("5.7.10");
+  EXPECT_FALSE(says(peer, "MAIL FROM:<sender@client.example> REQUIRETLS")) << "what is announced in the clear counts for nothing";
+}
+
+TEST_F(RequireTlsTest, HostThatIsAwayMayDoBetterAnotherTime) {
+  for (bool with_tls : {false, true}) {
+    SCOPED_TRACE(with_tls);
+    if (!with_tls) {
+      good_peer().script = Peer::well_behaved({"PIPELINING"});
+      zones_.add_mx("dest.example", 20, "mx2.example");
+      zones_.add_address("mx2.example", "198.51.100.2");  // nobody there
+    } else {
+      peers_[0]->script = with_starttls();
+    }
+    send_required();
+    EXPECT_TRUE(queue_.finished_.empty()) << queue_.outcomes();
+    EXPECT_EQ(queue_.ends.back().cause, LaneEnd::Cause::failed);
+    queue_.queue.clear();
+    world_.run_for(3000 * kSecond);
+  }
+}
+
+TEST_F(RequireTlsTest, TlsThatIsRefusedForNowIsWaitedFor) {
+  good_peer().script = with_starttls("454 4.7.0 not today\r\n");
+  send_required();
+  EXPECT_TRUE(queue_.finished_.empty()) << queue_.outcomes();
+  EXPECT_EQ(queue_.ends.back().cause, LaneEnd::Cause::failed);
+}
+
+TEST_F(RequireTlsTest, WhatIsSaidOfTheHostDoesNotLoosenIt) {
+  config_.tls_for["mx.example"] = config::TlsLevel::none;
+  config_.tls = config::TlsLevel::none;
+  restart();
+  good_peer();
+  send_required();
+  ASSERT_EQ(queue_.outcomes(), "[delivered]");
+  EXPECT_EQ(attempt().tls_verified, "ok");
+}
+
+TEST_F(RequireTlsTest, NextHopIsVouchedForByTheConfiguration) {
+  config_.smarthost = {"smart.example", 25, false};
+  restart();
+  zones_.add_address("smart.example", "198.51.100.1");
+  good_peer().tls = server({.names = "DNS:smart.example"});
+  send_required();
+  EXPECT_EQ(queue_.outcomes(), "[delivered]");
+}
+
+TEST_F(RequireTlsTest, MailThatNeedsNoTlsGoesWhereTlsaRecordsForbidIt) {
+  Peer& peer = dane_peer("alien");
+  send_wishing(mail::TlsWish::not_required);
+  ASSERT_EQ(queue_.outcomes(), "[delivered]");
+  EXPECT_EQ(attempt().tls_policy, "not-required");
+  EXPECT_EQ(attempt().tls_version, "TLSv1.3") << "encrypted where that can be had";
+  zones_.fail(kName, dns::Outcome::failure);
+  cache_->flush();
+  peer.script = with_starttls("454 4.7.0 not today\r\n");
+  send_wishing(mail::TlsWish::not_required);
+  EXPECT_EQ(queue_.outcomes(), "[delivered][delivered]") << "nor does it matter that they cannot be had";
+  EXPECT_EQ(attempt().tls_version, "");
+}
+
+TEST_F(RequireTlsTest, MailThatNeedsNoTlsGoesInTheClearToWhoeverHadIt) {
+  Peer& peer = good_peer();
+  send_one();
+  ASSERT_EQ(queue_.outcomes(), "[delivered]");
+  for (const char* broken : {"454 4.7.0 no\r\n", "220 go\r\nCLOSE"}) {
+    peer.script = with_starttls(broken);
+    if (std::string_view(broken).starts_with("220")) peer.tls = nullptr;
+    send_wishing(mail::TlsWish::not_required);
+    EXPECT_EQ(attempt().tls_version, "") << broken;
+    EXPECT_EQ(attempt().tls_policy, "not-required");
+  }
+  EXPECT_EQ(queue_.outcomes(), "[delivered][delivered][delivered]");
+}
+
+TEST_F(RequireTlsTest, WhatTheOperatorAsksForStays) {
+  config_.tls = config::TlsLevel::verified;
+  restart();
+  good_peer().tls = server({.names = "DNS:other.example"});
+  send_wishing(mail::TlsWish::not_required);
+  EXPECT_TRUE(queue_.finished_.empty());
+  EXPECT_EQ(queue_.ends.back().cause, LaneEnd::Cause::failed);
+}
+
+TEST(TlsDemandTest, MessagesThatAskForThemselvesHaveConnectionsOfTheirOwn) {
+  std::vector<std::string> keys;
+  for (mail::TlsWish wish : {mail::TlsWish::none, mail::TlsWish::required, mail::TlsWish::not_required}) {
+    dns::Route route;
+    route.verdict = dns::Verdict::usable;
+    route.secure = true;
+    route.hosts.push_back({.name = "mx.example", .preference = 10, .addresses = {}});
+    ask_tls(route, "a.example", config::TlsLevel::automatic, nullptr, wish, false);
+    keys.push_back(route.tls.key);
+  }
+  EXPECT_EQ(keys, (std::vector<std::string>{"", "requiretls", "not-required"}));
+}
+
 // ---- policy
 
 TEST(TlsDemandTest, DomainsThatAskTheSameShareConnections) {

@@ -182,6 +182,19 @@ TEST(Report, FullMessageWhenAsked) {
   expect_sound(report);
 }
 
+// RFC 8689 5
+TEST(Report, OfAMessageThatRequiresTlsIsProtectedAsThatWasAndTellsItsHeadersOnly) {
+  Fixture f;
+  EXPECT_EQ(f.build().envelope.tls, mail::TlsWish::none);
+  f.envelope.ret = mail::Ret::full;
+  f.envelope.tls = mail::TlsWish::required;
+  Report report = f.build();
+  EXPECT_EQ(report.envelope.tls, mail::TlsWish::required);
+  EXPECT_FALSE(contains(report, "message/rfc822"));
+  EXPECT_TRUE(contains(report, "text/rfc822-headers"));
+  expect_sound(report);
+}
+
 TEST(Report, LongMessagesAreCutAtALine) {
   Fixture f;
   f.envelope.ret = mail::Ret::full;

@@ -117,6 +117,36 @@ TEST_P(IngressTlsTest, ClientThatGoesDuringTheHandshakeIsCounted) {
   EXPECT_EQ(rig.stats().tls_failed_ended, 1u);
 }
 
+// RFC 8689 4.1
+TEST_P(IngressTlsTest, WhatAMessageAsksOfTlsGoesIntoTheQueue) {
+  rig.start();
+  Client& client = secured_by_starttls();
+  struct {
+    const char* parameter;
+    const char* headers;
+    mail::TlsWish wish;
+  } const cases[] = {
+      {"", "Subject: x\r\n", mail::TlsWish::none},
+      {" REQUIRETLS", "Subject: x\r\n", mail::TlsWish::required},
+      {"", "TLS-Required: No\r\n", mail::TlsWish::not_required},
+      {"", "tls-required:no\r\n", mail::TlsWish::not_required},
+      {" REQUIRETLS", "TLS-Required: No\r\n", mail::TlsWish::required},
+      {"", "TLS-Required: Yes\r\n", mail::TlsWish::none},
+      {"", "TLS-Required: No\r\nTLS-Required: No\r\n", mail::TlsWish::none},
+  };
+  size_t count = 0;
+  for (const auto& one : cases) {
+    EXPECT_EQ(client.talk(std::string("MAIL FROM:<a@example.org>") + one.parameter).substr(0, 3), "250");
+    EXPECT_EQ(client.talk("RCPT TO:<b@example.net>").substr(0, 3), "250");
+    EXPECT_EQ(client.talk("DATA").substr(0, 3), "354");
+    EXPECT_EQ(client.talk(std::string(one.headers) + "\r\nhello\r\n.").substr(0, 3), "250");
+    ASSERT_TRUE(rig.wait_messages(++count));
+    const queue::Message& message = *rig.intake.messages.back();
+    EXPECT_EQ(message.envelope.tls, one.wish) << one.parameter << one.headers;
+    EXPECT_NE(rig.content(count - 1).find(one.headers), std::string::npos) << "and stays as it was";
+  }
+}
+
 TEST_P(IngressTlsTest, RequiredItRefusesMailInTheClear) {
   rig.draft.require_tls = true;
   rig.start();

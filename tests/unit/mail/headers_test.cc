@@ -79,6 +79,15 @@ TEST(Headers, MetadataAndPrivateHeadersAreRemovedWhereverTheyAreSplit) {
   }
 }
 
+TEST(Headers, TlsRequiredIsReadAndStays) {
+  const std::string raw = "Subject: s\r\ntls-required: \r\n No \r\nTLS-Required: yes\r\n\r\nTLS-Required: No\r\n";
+  auto result = scanned(raw);
+  EXPECT_EQ(result->scan.tls_required, "No");
+  EXPECT_EQ(result->scan.tls_required_count, 2u);
+  EXPECT_EQ(result->left, raw);
+  EXPECT_EQ(scanned("Subject: s\r\n\r\nTLS-Required: No\r\n")->scan.tls_required_count, 0u);
+}
+
 TEST(Headers, ATransparencyDotHidesNoHeader) {
   auto result = scanned(".Bcc: a\r\n. folded\r\nSubject: x\r\n.X-Job: j\r\n\r\n..body\r\n", true);
   EXPECT_EQ(result->left, "Subject: x\r\n\r\n.body\r\n");

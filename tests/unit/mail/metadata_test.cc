@@ -88,6 +88,25 @@ TEST(Metadata, TheSummaryAgreesWithTheWhole) {
   EXPECT_GE(summary->tenant.data(), bytes.data());  // a view into the record
 }
 
+TEST(Metadata, WhatIsAskedOfTlsIsKept) {
+  Envelope envelope = full_envelope();
+  EXPECT_EQ(decode_metadata(encoded(envelope, full_content()))->envelope.tls, TlsWish::none);
+  const size_t without = encoded(envelope, full_content()).size();
+  for (TlsWish wish : {TlsWish::required, TlsWish::not_required}) {
+    envelope.tls = wish;
+    std::string bytes = encoded(envelope, full_content());
+    EXPECT_GT(bytes.size(), without) << "mail that asks for nothing is stored as ever";
+    auto decoded = decode_metadata(bytes);
+    ASSERT_TRUE(decoded.ok()) << decoded.error().text;
+    EXPECT_EQ(decoded->envelope.tls, wish);
+    EXPECT_EQ(summarize_metadata(bytes)->tls, wish);
+    EXPECT_GE(static_cast<uint8_t>(bytes[bytes.size() - 6]), 128) << "who does not know it may not deliver";
+    bytes.back() = 3;
+    EXPECT_FALSE(decode_metadata(bytes).ok());
+    EXPECT_FALSE(summarize_metadata(bytes).ok());
+  }
+}
+
 TEST(Metadata, UnknownFieldsAreSkippedOrRefusedAsTheirTagSays) {
   std::string bytes = encoded(full_envelope(), full_content());
   std::string skip = bytes + std::string("\x7f\3\0\0\0abc", 8);

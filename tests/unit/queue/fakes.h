@@ -112,6 +112,7 @@ class FakeAgent final : public Agent {
   void start(Dispatcher& dispatcher) override { dispatcher_ = &dispatcher; }
   void resolve(Destination& destination) override {
     ++resolves;
+    if (on_resolve) on_resolve(destination);
     unresolved_.push_back(&destination);
     schedule();
   }
@@ -150,6 +151,7 @@ class FakeAgent final : public Agent {
     found.valid_until_ns = INT64_MAX;
     return found;
   };
+  std::function<void(const Destination&)> on_resolve;
   std::optional<LaneEnd> fail_connect;
   std::function<std::optional<LaneEnd>(const Site&)> fails;  // of some sites
 

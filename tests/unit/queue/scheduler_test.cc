@@ -680,6 +680,72 @@ TEST_F(SchedulerTest, ARestartChangesNoSchedule) {
   EXPECT_EQ(scheduler_->stats().items, 0u);
 }
 
+// RFC 8689: other connections, found by other look-ups; also after a restart.
+TEST_F(SchedulerTest, MailThatAsksForItsOwnTlsWaitsApart) {
+  for (bool recovered : {false, true}) {
+    SCOPED_TRACE(recovered);
+    build();
+    if (!recovered) scheduler_->start(*spool_, *reporter_);
+    std::map<mail::SpoolId, mail::TlsWish> wishes;
+    std::map<const Destination*, mail::TlsWish> resolved;
+    agent_->on_resolve = [&](const Destination& destination) { resolved[&destination] = destination.tls; };
+    agent_->serve = [&](Attempt& attempt) {
+      EXPECT_EQ(attempt.item->queue->destination->tls, wishes.at(attempt.message->id));
+      EXPECT_EQ(attempt.message->envelope.tls, wishes.at(attempt.message->id));
+      for (auto& result : attempt.results) result.action = Action::delivered;
+    };
+    for (mail::TlsWish wish : {mail::TlsWish::none, mail::TlsWish::required, mail::TlsWish::not_required}) {
+      MessageRef made = message({"a@example.com"});
+      made->envelope.tls = wish;
+      wishes[made->id] = wish;
+      FakeSpool::Stored& stored = spool_->messages[made->id];
+      stored.metadata.clear();
+      mail::encode_metadata(made->envelope, made->content, stored.metadata);
+      if (!recovered) {
+        scheduler_->enqueue(std::move(made));
+        continue;
+      }
+      spool::Recovered found;
+      found.id = made->id;
+      found.location = made->location;
+      found.metadata = stored.metadata;
+      scheduler_->recover(found);
+    }
+    if (recovered) scheduler_->start(*spool_, *reporter_);
+    run(10);
+    EXPECT_EQ(resolved.size(), 3u);
+    EXPECT_EQ(scheduler_->stats().delivered, 3u);
+    reset();
+  }
+}
+
+TEST_F(SchedulerTest, AHostThatNobodyVouchesForEndsOnlyTheMailThatAsksForThat) {
+  start();
+  agent_->on_resolve = [&](const Destination& destination) {
+    const bool asks = destination.tls == mail::TlsWish::required;
+    agent_->route = [asks](const std::string& domain) {
+      dns::Route found;
+      found.verdict = asks ? dns::Verdict::unprotected : dns::Verdict::usable;
+      found.reason = "nobody vouches";
+      found.site = "mx." + domain;
+      found.valid_until_ns = INT64_MAX;
+      return found;
+    };
+  };
+  MessageRef made = message({"a@example.com"});
+  made->envelope.tls = mail::TlsWish::required;
+  scheduler_->enqueue(std::move(made));
+  run();
+  enqueue({"a@example.com"});
+  run();
+  EXPECT_EQ(scheduler_->stats().delivered, 1u);
+  ASSERT_EQ(sink_.count(events::Type::bounced), 1u);
+  const auto bounced = std::find_if(sink_.seen.begin(), sink_.seen.end(),
+                                    [](const events::Event& event) { return event.type == events::Type::bounced; });
+  EXPECT_EQ(bounced->enhanced, "5.7.10");
+  EXPECT_EQ(bounced->bounce_class, "policy-related");
+}
+
 TEST_F(SchedulerTest, ARestartAfterTheClockWasSetBackDelaysNoMailByThatStep) {
   start();
   all_results(Action::defer, 451, "4.0.0", events::Scope::message);

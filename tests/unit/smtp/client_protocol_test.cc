@@ -43,6 +43,29 @@ TEST(ClientProtocol, ParametersGoOnlyToPeersThatAnnouncedThem) {
             "RCPT TO:<b@example.org> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;b+2Bc@d\r\n");
 }
 
+TEST(ClientProtocol, RequireTlsGoesToPeersThatPassItOnAndNowhereElse) {
+  mail::Envelope envelope;
+  envelope.reverse_path = "a@example.com";
+  envelope.tls = mail::TlsWish::required;
+  const mail::Content content = content_of("Subject: x\r\n\r\n");
+  Capabilities plain, offering;
+  offering.requiretls = true;
+  EXPECT_EQ(check_fit(envelope, content, plain), Fit::needs_requiretls);
+  EXPECT_EQ(check_fit(envelope, content, offering), Fit::ok);
+  std::string out;
+  append_mail(out, envelope, content, offering);
+  EXPECT_EQ(out, "MAIL FROM:<a@example.com> REQUIRETLS\r\n");
+  envelope.reverse_path.clear();
+  EXPECT_EQ(check_fit(envelope, content, plain), Fit::ok) << "a report is not thrown away for it";
+  out.clear();
+  append_mail(out, envelope, content, plain);
+  EXPECT_EQ(out, "MAIL FROM:<>\r\n");
+  envelope.tls = mail::TlsWish::not_required;
+  out.clear();
+  append_mail(out, envelope, content, offering);
+  EXPECT_EQ(out, "MAIL FROM:<>\r\n");
+}
+
 // RFC 3461: what a client told us reaches the next server unchanged.
 TEST(ClientProtocol, DsnParametersRoundTrip) {
   std::string line = "RCPT TO:<b@example.org> NOTIFY=SUCCESS,FAILURE,DELAY ORCPT=rfc822;b+2Bc@d";

@@ -577,6 +577,33 @@ TEST(ServerProtocol, ARefusedRecipientDoesNotRefuseTheOthers) {
   EXPECT_EQ(session.envelopes[0].recipients.size(), 1u);
 }
 
+// ---- REQUIRETLS (RFC 8689)
+
+TEST(ServerProtocol, RequireTlsIsOfferedAndTakenBehindTlsOnly) {
+  ServerOptions options;
+  options.starttls = true;
+  options.extensions.requiretls = true;
+  Session session(options);
+  EXPECT_EQ(session.send("EHLO c.example\r\n").find("REQUIRETLS"), std::string::npos);
+  EXPECT_EQ(session.send("MAIL FROM:<a@b.example> REQUIRETLS\r\n").substr(0, 10), "530 5.7.10");
+  EXPECT_EQ(session.codes("STARTTLS\r\n"), "220");
+  session.protocol->secured();
+  EXPECT_NE(session.send("EHLO c.example\r\n").find("REQUIRETLS\r\n"), std::string::npos);
+  EXPECT_EQ(session.codes("MAIL FROM:<a@b.example> REQUIRETLS=yes\r\n"), "501");
+  EXPECT_EQ(session.codes("MAIL FROM:<a@b.example> REQUIRETLS requiretls\r\n"), "501");
+  EXPECT_EQ(session.codes("MAIL FROM:<a@b.example> RET=FULL requiretls\r\n"), "250");
+  EXPECT_EQ(session.protocol->envelope().tls, mail::TlsWish::required);
+  EXPECT_EQ(session.protocol->envelope().ret, mail::Ret::headers) << "the whole never goes back";
+  EXPECT_EQ(session.codes("RSET\r\nMAIL FROM:<a@b.example>\r\n"), "250 250");
+  EXPECT_EQ(session.protocol->envelope().tls, mail::TlsWish::none);
+}
+
+TEST(ServerProtocol, WithoutTlsRequireTlsIsUnknown) {
+  Session session;
+  session.codes("EHLO c.example\r\n");
+  EXPECT_EQ(session.codes("MAIL FROM:<a@b.example> REQUIRETLS\r\n"), "555");
+}
+
 // ---- STARTTLS (RFC 3207)
 
 ServerOptions with_starttls(bool required = false) {
