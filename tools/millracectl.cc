@@ -263,6 +263,12 @@ int run(int argc, char** argv) {
     sub->callback([&, name] { request = {{"command", name}, {"account", account}}; });
   }
 
+  std::string domain;
+  CLI::App* forget = app.add_subcommand(
+      "forget-tls", "Forgets that the hosts of a domain with queued mail have had TLS: if they have it no more, mail goes in the clear");
+  forget->add_option("DOMAIN", domain, "The recipient domain")->required();
+  forget->callback([&] { request = {{"command", "forget-tls"}, {"domain", domain}}; });
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -289,6 +295,7 @@ int run(int argc, char** argv) {
                      : name == "queue" ? admin::show_queue(*result, view)
                      : name == "show"  ? admin::show_message(*result, view)
                      : name == "accounts" || name == "freeze" || name == "unfreeze" ? admin::show_accounts(*result)
+                     : name == "forget-tls" ? admin::show_forgotten(*result)
                      : name == "explain" ? admin::show_explain(*result, view)
                                        : admin::show_command(*result, name);
   fmt::print("{}", text);

@@ -32,6 +32,8 @@ class Control {
   virtual void freeze(const std::string& account, bool frozen, std::function<void(Status)> done) = 0;
   // Frozen ones, and why.
   virtual std::vector<std::pair<std::string, std::string>> frozen_accounts() const = 0;
+  // That the sites which queued mail of the domain is for have had TLS; their names, once it is durable.
+  virtual void forget_tls(const std::string& domain, std::function<void(Result<std::vector<std::string>>)> done) = 0;
   // The pauses in force, as the operator gave them.
   virtual std::vector<queue::Filter> pauses() const = 0;
 };

@@ -122,6 +122,11 @@ Result<Request> parse_request(std::string_view line) {
     if (Status status = keys.finish(); !status) return fail(status.error());
     if (freeze.account.empty()) return fail(fmt::format("{} needs an account", name));
     request = std::move(freeze);
+  } else if (name == "forget-tls") {
+    ForgetTlsRequest forget{lower(keys.text("domain"))};
+    if (Status status = keys.finish(); !status) return fail(status.error());
+    if (forget.domain.empty()) return fail("forget-tls needs a domain");
+    request = std::move(forget);
   } else {
     const queue::Command* found =
         std::find_if(std::begin(kCommands), std::end(kCommands),
@@ -129,7 +134,7 @@ Result<Request> parse_request(std::string_view line) {
     if (found == std::end(kCommands)) {
       return fail(
           fmt::format("unknown command '{}'; known are status, queue, show, explain, pause, resume, "
-                      "retry, delete, bounce, accounts, freeze and unfreeze",
+                      "retry, delete, bounce, accounts, freeze, unfreeze and forget-tls",
                       name));
     }
     CommandRequest command;

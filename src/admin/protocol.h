@@ -10,6 +10,8 @@
 //
 //   {"command":"freeze","account":"acme"}                         also unfreeze; accounts
 //
+//   {"command":"forget-tls","domain":"example.com"}
+//
 //   {"ok":true,"result":{...}}
 //   {"ok":false,"error":"why, and what would be right"}
 //
@@ -51,8 +53,11 @@ struct FreezeRequest {
   std::string account;
   bool frozen = true;  // false: unfreeze
 };
+struct ForgetTlsRequest {
+  std::string domain;
+};
 using Request = std::variant<StatusRequest, QueueRequest, ShowRequest, ExplainRequest, CommandRequest, AccountsRequest,
-                             FreezeRequest>;
+                             FreezeRequest, ForgetTlsRequest>;
 
 Result<Request> parse_request(std::string_view line);
 

@@ -212,6 +212,15 @@ void Server::handle(uint64_t session, Request request) {
         refuse(status.error().text);
       }
     });
+  } else if (auto* forget = std::get_if<ForgetTlsRequest>(&request)) {
+    log::info("operator: forget-tls {}", forget->domain);
+    control_.forget_tls(forget->domain, [reply, refuse](Result<std::vector<std::string>> sites) {
+      if (sites) {
+        reply(nlohmann::json{{"sites", *sites}});
+      } else {
+        refuse(sites.error().text);
+      }
+    });
   } else if (auto* command = std::get_if<CommandRequest>(&request)) {
     if (!command->dry_run) {
       log::info(

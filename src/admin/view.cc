@@ -148,6 +148,14 @@ std::string show_accounts(const json& result) {
                      is_frozen ? "frozen: new mail gets 450, what is queued is held" : "not frozen any more");
 }
 
+std::string show_forgotten(const json& result) {
+  std::string out = "forgotten that these have had TLS:\n";
+  if (auto sites = result.find("sites"); sites != result.end() && sites->is_array()) {
+    for (const json& site : *sites) out += fmt::format("  {}\n", site.is_string() ? site.get<std::string>() : std::string());
+  }
+  return out;
+}
+
 std::string show_status(const json& result, const ViewOptions&) {
   auto n = [&](const char* key) { return number_of(result, key); };
   std::string out =

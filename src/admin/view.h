@@ -14,6 +14,7 @@ struct ViewOptions {
   size_t width = 100;  // columns
 };
 
+std::string show_forgotten(const nlohmann::json& result);
 std::string show_accounts(const nlohmann::json& result);  // the list, or what was done
 std::string show_status(const nlohmann::json& result, const ViewOptions& options);
 std::string show_queue(const nlohmann::json& result, const ViewOptions& options);

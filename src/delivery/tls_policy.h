@@ -77,6 +77,7 @@ class TlsMemory {
   bool completed(std::string_view site, int64_t wall_ms);
   // From the state, or from another shard.
   void note(uint64_t site, int64_t wall_ms);
+  void forget(uint64_t site) { sites_.erase(site); }
   size_t size() const { return sites_.size(); }
 
  private:

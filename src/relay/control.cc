@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <set>
 #include <tuple>
 
 #include "auth/crypto.h"
@@ -126,6 +127,35 @@ void Control::freeze(const std::string& account, bool frozen, std::function<void
     accounts_.set_frozen(account, false);
     log::info("account {} is not frozen any more", account);
     on_every_shard([number](Shard& shard) { shard.scheduler().remove_pause(number); }, [done] { done(success()); });
+  });
+}
+
+void Control::forget_tls(const std::string& domain, std::function<void(Result<std::vector<std::string>>)> done) {
+  queue_rows([this, domain, done = std::move(done)](const std::vector<queue::QueueRow>& rows) {
+    std::set<std::string> sites;
+    for (const queue::QueueRow& row : rows) {
+      if (row.domain == domain && !row.site.empty()) sites.insert(row.site);
+    }
+    if (sites.empty()) {
+      return done(fail(fmt::format("no mail for {} is queued whose hosts are known", domain)));
+    }
+    auto left = std::make_shared<size_t>(sites.size());
+    auto problem = std::make_shared<Status>(success());
+    for (const std::string& site : sites) {
+      const uint64_t key = delivery::TlsMemory::key(site);
+      const auto forgotten = [sites, left, problem, done] {
+        if (--*left > 0) return;
+        if (!problem->ok()) return done(fail(problem->error()));
+        done(std::vector<std::string>(sites.begin(), sites.end()));
+      };
+      state().put_state(fmt::format("tls/{:016x}", key), "", [this, key, problem, forgotten](Status status) {
+        if (!status.ok()) {
+          *problem = status;
+          return forgotten();
+        }
+        on_every_shard([key](Shard& shard) { shard.delivery().tls_memory().forget(key); }, forgotten);
+      });
+    }
   });
 }
 

@@ -52,6 +52,7 @@ class Control final : public admin::Control {
                std::function<void(Result<uint64_t>)> done) override;
   void freeze(const std::string& account, bool frozen, std::function<void(Status)> done) override;
   std::vector<std::pair<std::string, std::string>> frozen_accounts() const override;
+  void forget_tls(const std::string& domain, std::function<void(Result<std::vector<std::string>>)> done) override;
   // The pauses in force, as the operator wrote them.
   std::vector<queue::Filter> pauses() const override;
 

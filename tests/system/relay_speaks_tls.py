@@ -4,7 +4,7 @@ behind), and a receiver that breaks TLS in the ways receivers do: what may go in
 import subprocess
 
 import peers
-from harness import (SCRATCH, SLOWER, Relay, certificate, certificate_flags, check, equal, eventually, find, isolate, load,
+from harness import (BUILD, SCRATCH, SLOWER, Relay, certificate, certificate_flags, check, dns, equal, eventually, find, isolate, load,
                      need, run, sink)
 
 MESSAGES = 2000 // SLOWER
@@ -91,6 +91,42 @@ def faults(theirs):
         equal(receiver.finish()['messages'], 1 if arrives else 0, f'{fault}: messages that arrived')
 
 
+def forgotten_by_command(theirs):
+    """A site that had TLS gets nothing in the clear until it is forgotten, also after a restart."""
+    server = dns({'test': 'once MX 10 mx.once\nmx.once A 127.0.40.1\n'})
+    at = ('127.0.40.1:25',)
+    relay = Relay('--dns-server', server, '--allow-private-destinations', '--hold', '600s', '--drain-timeout', '2s', '--idle-timeout', '1s',
+                  name='relay-forgets').start()
+
+    def command(*words):
+        return subprocess.run([str(w) for w in (BUILD / 'millracectl', '--socket', relay.spool / 'admin.sock', *words)], capture_output=True, text=True,
+                              timeout=60)
+
+    def send():
+        load('--messages', 1, '--connections', 1, '--domains', 'once.test')
+    receiver = sink('--tls', 'starttls', *certificate_flags(theirs), listen=at)
+    send()
+    eventually(lambda: len(relay.events('delivered')) == 1, 30, 'the first, over TLS')
+    receiver.finish()
+    receiver = sink(listen=at)
+    refused = command('forget-tls', 'elsewhere.test')
+    check(refused.returncode == 1 and 'no mail for elsewhere.test' in refused.stderr + refused.stdout, f'an unknown domain: {refused}')
+    send()
+    eventually(lambda: relay.events('queue'), 30, 'the second waits')
+    equal(len(relay.events('delivered')), 1, 'nothing in the clear')
+    forgotten = command('forget-tls', 'once.test')
+    check(forgotten.returncode == 0 and 'mx.once.test' in forgotten.stdout, f'forget-tls: {forgotten}')
+    check(command('retry', '--domain', 'once.test').returncode == 0, 'retry')
+    eventually(lambda: len(relay.events('delivered')) == 2, 30, 'the second, in the clear')
+    equal(relay.events('delivered')[1]['tls_reason'], 'STARTTLS not offered', 'why')
+    relay.stop()
+    relay.start()
+    send()
+    eventually(lambda: len(relay.events('delivered')) == 3, 30, 'the third, after a restart')
+    relay.stop()
+    receiver.finish()
+
+
 def postfix_on_both_sides(mine, theirs):
     for address in ('45.0.2.1', '45.0.2.2'):
         peers.add_address(address)
@@ -117,11 +153,12 @@ def test():
     ours_on_both_sides(mine, theirs)
     clients_of_others(mine)
     faults(theirs)
+    forgotten_by_command(theirs)
     if peers.POSTFIX.exists():
         postfix_on_both_sides(mine, theirs)
 
 
 if __name__ == '__main__':
-    need('millrace', 'millrace-load', 'millrace-sink', 'openssl', 'swaks', 'ip')
+    need('millrace', 'millrace-load', 'millrace-sink', 'millracectl', 'nsd', 'openssl', 'swaks', 'ip')
     isolate()
     run(test)

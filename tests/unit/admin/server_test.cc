@@ -66,6 +66,10 @@ struct FakeControl final : Control {
     }
     done(success());
   }
+  void forget_tls(const std::string& domain, std::function<void(Result<std::vector<std::string>>)> done) override {
+    if (domain != "example.com") return done(fail("no such mail"));
+    done(std::vector<std::string>{"mx1.example.com,mx2.example.com"});
+  }
   std::vector<std::pair<std::string, std::string>> frozen_accounts() const override {
     std::vector<std::pair<std::string, std::string>> all;
     for (const std::string& account : frozen_) all.emplace_back(account, "by the operator");
@@ -237,6 +241,13 @@ TEST_F(AdminServer, AccountsAreFrozenListedAndThawed) {
   EXPECT_EQ(one.lines()[2]["result"]["frozen"], false);
   EXPECT_EQ(one.lines()[3]["ok"], false);
   EXPECT_EQ(one.lines()[4]["ok"], false);
+}
+
+TEST_F(AdminServer, TlsIsForgottenOfADomain) {
+  EXPECT_EQ(ask({{"command", "forget-tls"}, {"domain", "Example.com"}})["result"]["sites"][0], "mx1.example.com,mx2.example.com");
+  EXPECT_EQ(ask({{"command", "forget-tls"}, {"domain", "other.example"}})["error"], "no such mail");
+  EXPECT_EQ(ask({{"command", "forget-tls"}})["ok"], false);
+  EXPECT_EQ(ask({{"command", "forget-tls"}, {"domain", "example.com"}, {"job", "x"}})["ok"], false) << "about a job it says nothing";
 }
 
 TEST_F(AdminServer, SeveralRequestsOfAConnectionAreAnsweredInOrder) {
