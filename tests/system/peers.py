@@ -96,7 +96,8 @@ postlog unix-dgram n - n - 1 postlogd
 class Exim:
     """Stores what it gets for its domain in a Maildir; or, with `relayhost`, passes everything on to it."""
 
-    def __init__(self, address, domain, port=25, relayhost=None, name='exim'):
+    def __init__(self, address, domain, port=25, relayhost=None, name='exim', tls=None):
+        """`tls`: certificate and key; then nothing is sent in the clear, either."""
         self.home = home = home_of(name)
         self.domain = domain
         for folder in ('spool', 'log', 'mail'):
@@ -122,7 +123,9 @@ spool_directory = {home}/spool
 log_file_path = {home}/log/%s.log
 local_interfaces = {address}
 daemon_smtp_ports = {port}
-tls_advertise_hosts =
+{f"""tls_advertise_hosts = *
+tls_certificate = {tls[0]}
+tls_privatekey = {tls[1]}""" if tls else 'tls_advertise_hosts ='}
 host_lookup =
 rfc1413_hosts =
 hostlist senders = 127.0.0.0/8 : {address}
@@ -154,6 +157,7 @@ smtp:
   port = {relayhost[1] if relayhost else 25}
   allow_localhost
   hosts_try_chunking = *
+  {'hosts_require_tls = *' if tls else ''}
 begin retry
 * * F,1m,1s
 ''')

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""TLS on both sides, with our own programs and with those of others (openssl s_client, swaks, Postfix in front and
-behind), and a receiver that breaks TLS in the ways receivers do: what may go in the clear then, and what waits."""
+"""TLS on both sides, with our own programs and with those of others (openssl s_client, swaks, Postfix and
+Exim in front and behind), and a receiver that breaks TLS in the ways receivers do: what may go in the clear then, and what waits."""
+import os
 import subprocess
 
 import peers
@@ -148,6 +149,26 @@ def postfix_on_both_sides(mine, theirs):
     relay.stop()
 
 
+def exim_on_both_sides(mine, theirs):
+    for address in ('45.0.2.3', '45.0.2.4'):
+        peers.add_address(address)
+    os.chmod(theirs[1], 0o644)  # Exim reads it as its own user
+    behind = peers.Exim('45.0.2.3', 'receiver.test', name='exim-behind', tls=theirs)
+    relay = Relay(*certificate_flags(mine), '--require-tls', '--tls', 'required', '--smarthost', '45.0.2.3:25',
+                  name='relay-exim').start()
+    peers.Exim('45.0.2.4', 'front.test', relayhost=('127.0.0.1', 2500), name='exim-front', tls=theirs)
+    for number in range(5):
+        subprocess.run([find('swaks'), '--server', '45.0.2.4:25', '--tls', '--from', 'a@front.test', '--to', 'box@receiver.test',
+                        '--body', f'number {number}'], check=True, capture_output=True, timeout=60)
+    eventually(lambda: len(behind.stored()) == 5, 60, 'Exim has stored them')
+    for raw in behind.stored():
+        check(b'with ESMTPS id' in raw and b'esmtps' in raw, f'Received headers: {raw[:800]!r}')
+    for kind in ('received', 'delivered'):
+        for event in relay.events(kind):
+            equal(event['tls_version'], 'TLSv1.3', f'Exim: {kind}')
+    relay.stop()
+
+
 def test():
     mine, theirs = certificate('mine', 'relay.test'), certificate('theirs', 'receiver.test')
     ours_on_both_sides(mine, theirs)
@@ -156,6 +177,8 @@ def test():
     forgotten_by_command(theirs)
     if peers.POSTFIX.exists():
         postfix_on_both_sides(mine, theirs)
+    if peers.EXIM.exists():
+        exim_on_both_sides(mine, theirs)
 
 
 if __name__ == '__main__':
