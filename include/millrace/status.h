@@ -23,6 +23,11 @@ struct TlsStatus {
   uint64_t sessions_in_the_clear = 0;  // outbound, that came to transactions
   uint64_t verified_dane = 0;  // outbound: handshakes verified by TLSA records
   uint64_t verified_mta_sts = 0;  // outbound: under an MTA-STS policy in mode enforce
+  // Outbound: MTA-STS policies that were fetched, and that could not be had: their host has no address that may be asked, too
+  // many were being fetched, HTTPS failed or was answered with something else than a text, or the text is no policy.
+  uint64_t policies_fetched = 0;
+  uint64_t policies_no_host = 0, policies_too_many = 0, policies_no_https = 0, policies_malformed = 0;
+  uint64_t policies_kept = 0;  // now, of the shard that has most
   uint64_t blocked = 0;        // outbound: hosts not tried, since what must be known of their TLS could not be had
 
   TlsStatus& operator+=(const TlsStatus& part);

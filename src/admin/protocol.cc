@@ -173,6 +173,12 @@ json to_json(const TlsStatus& s) {
               {"sessions_in_the_clear", s.sessions_in_the_clear},
               {"verified_dane", s.verified_dane},
               {"verified_mta_sts", s.verified_mta_sts},
+              {"policies_fetched", s.policies_fetched},
+              {"policies_no_host", s.policies_no_host},
+              {"policies_too_many", s.policies_too_many},
+              {"policies_no_https", s.policies_no_https},
+              {"policies_malformed", s.policies_malformed},
+              {"policies_kept", s.policies_kept},
               {"blocked", s.blocked}};
 }
 

@@ -176,6 +176,10 @@ std::string show_status(const json& result, const ViewOptions&) {
     out += fmt::format("  {}    {} handshakes, {} resumed, {} failed", title, t("handshakes"), t("resumed"), failed);
     if (t("verified_dane") > 0) out += fmt::format("; {} verified by DANE", t("verified_dane"));
     if (t("verified_mta_sts") > 0) out += fmt::format("; {} under MTA-STS", t("verified_mta_sts"));
+    const uint64_t not_had = t("policies_no_host") + t("policies_too_many") + t("policies_no_https") + t("policies_malformed");
+    if (t("policies_fetched") + not_had > 0) {
+      out += fmt::format("; {} policies fetched, {} could not be had", t("policies_fetched"), not_had);
+    }
     if (t("blocked") > 0) out += fmt::format("; {} hosts not tried", t("blocked"));
     if (t("sessions_in_the_clear") > 0) out += fmt::format("; {} sessions in the clear", t("sessions_in_the_clear"));
     out += '\n';

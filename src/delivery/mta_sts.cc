@@ -247,7 +247,10 @@ void StsPolicies::fetch(const std::string& domain, const std::string& id, Callba
     if (io_.now() < at->second) return answer_now();
     failed_.erase(at);
   }
-  if (fetching_.size() >= kMostFetches) return answer_now();
+  if (fetching_.size() >= kMostFetches) {
+    ++stats_.too_many;
+    return answer_now();
+  }
   auto& place = fetching_[domain];
   place = std::make_unique<Fetching>();
   Fetching& fetching = *place;
@@ -267,7 +270,7 @@ void StsPolicies::on_address(Fetching& fetching, const dns::Answer& answer) {
     if (allow_private_ || dns::why_not_public(address).empty()) fetching.addresses.push_back(address);
   }
   if (--fetching.lookups > 0) return;
-  if (fetching.addresses.empty()) return fail(fetching, "its host has no address that may be asked");
+  if (fetching.addresses.empty()) return fail(fetching, stats_.no_host, "its host has no address that may be asked");
   auto job = std::make_unique<StsFetch>();
   job->host = "mta-sts." + fetching.domain;
   job->addresses = fetching.addresses;
@@ -282,13 +285,13 @@ void StsPolicies::on_address(Fetching& fetching, const dns::Answer& answer) {
   fetching.job = job.get();
   if (fetcher_->submit(std::move(job))) return;
   fetching.job = nullptr;
-  fail(fetching, "too many are being fetched");
+  fail(fetching, stats_.too_many, "too many are being fetched");
 }
 
 void StsPolicies::on_fetched(Fetching& fetching, StsFetch& job) {
-  if (!job.fetched) return fail(fetching, job.error);
+  if (!job.fetched) return fail(fetching, stats_.no_https, job.error);
   Result<StsPolicy> policy = read_sts_policy(job.body);
-  if (!policy) return fail(fetching, policy.error().text);
+  if (!policy) return fail(fetching, stats_.malformed, policy.error().text);
   ++stats_.fetched;
   policy->id = fetching.id;
   policy->fetched_ms = io_.wall_ms();
@@ -298,8 +301,8 @@ void StsPolicies::on_fetched(Fetching& fetching, StsFetch& job) {
   finish(fetching);
 }
 
-void StsPolicies::fail(Fetching& fetching, std::string_view why) {
-  ++stats_.failed;
+void StsPolicies::fail(Fetching& fetching, uint64_t& counter, std::string_view why) {
+  ++counter;
   log::info("the MTA-STS policy of {} cannot be had: {}{}", fetching.domain, why,
             known(fetching.domain) ? "; the one that is known goes on to hold" : "");
   if (failed_.size() >= kMostPolicies) std::erase_if(failed_, [&](const auto& item) { return item.second <= io_.now(); });

@@ -120,7 +120,8 @@ class StsPolicies {
   void forget(const std::string& domain) { policies_.erase(domain), failed_.erase(domain), no_answer_.erase(domain); }
 
   struct Stats {
-    uint64_t fetched = 0, failed = 0;
+    uint64_t fetched = 0;
+    uint64_t no_host = 0, too_many = 0, no_https = 0, malformed = 0;  // why not
   };
   // Of a domain without a known policy that find() has just answered for: whether it may have one all the same.
   bool uncertain(const std::string& domain) const {
@@ -147,7 +148,7 @@ class StsPolicies {
   void on_address(Fetching& fetching, const dns::Answer& answer);
   void on_fetched(Fetching& fetching, StsFetch& job);
   void finish(Fetching& fetching);  // destroys it
-  void fail(Fetching& fetching, std::string_view why);
+  void fail(Fetching& fetching, uint64_t& counter, std::string_view why);
 
   reactor::Io& io_;
   dns::Cache& cache_;

@@ -40,6 +40,12 @@ TlsStatus& TlsStatus::operator+=(const TlsStatus& part) {
   sessions_in_the_clear += part.sessions_in_the_clear;
   verified_dane += part.verified_dane;
   verified_mta_sts += part.verified_mta_sts;
+  policies_fetched += part.policies_fetched;
+  policies_no_host += part.policies_no_host;
+  policies_too_many += part.policies_too_many;
+  policies_no_https += part.policies_no_https;
+  policies_malformed += part.policies_malformed;
+  policies_kept = std::max(policies_kept, part.policies_kept);
   blocked += part.blocked;
   return *this;
 }

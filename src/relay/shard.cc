@@ -1,5 +1,7 @@
 #include "relay/shard.h"
 
+#include <algorithm>
+
 #include "base/log.h"
 #include "events/json.h"
 
@@ -144,6 +146,13 @@ void Shard::add_status(RelayStatus& status) const {
   status.tls_out.sessions_in_the_clear += out.plaintext_sessions;
   status.tls_out.verified_dane += out.tls_dane;
   status.tls_out.verified_mta_sts += out.tls_mta_sts;
+  const delivery::StsPolicies::Stats& policies = delivery_->sts_policies().stats();
+  status.tls_out.policies_fetched += policies.fetched;
+  status.tls_out.policies_no_host += policies.no_host;
+  status.tls_out.policies_too_many += policies.too_many;
+  status.tls_out.policies_no_https += policies.no_https;
+  status.tls_out.policies_malformed += policies.malformed;
+  status.tls_out.policies_kept = std::max<uint64_t>(status.tls_out.policies_kept, delivery_->sts_policies().size());
   status.tls_out.blocked += out.tls_blocked;
   queue::SchedulerStats queue = scheduler_->stats();
   status.delivered += queue.delivered;

@@ -2,13 +2,14 @@
 """MTA-STS (RFC 8461) against real HTTPS servers: policies that are good, and every way in which one is not; policies that
 change, that outlive their server and a restart, and that end."""
 import http.server
+import json
 import os
 import ssl
 import subprocess
 import threading
 import time
 
-from harness import (SCRATCH, Relay, check, dns, end, equal, eventually, find, isolate, load, log_of, need, run, sink)
+from harness import (BUILD, SCRATCH, Relay, check, dns, end, equal, eventually, find, isolate, load, log_of, need, run, sink)
 
 POLICY = 'version: STSv1\nmode: {mode}\nmx: {mx}\nmax_age: {age}\n'
 REQUESTS = []  # (domain, path)
@@ -138,6 +139,12 @@ def each_case(server):
         equal(refused, not case.fetched, f'{case.name}: whether its policy was taken: {log_of("relay")[-3000:]}')
     equal({path for _, path in REQUESTS}, {'/.well-known/mta-sts.txt'}, 'what was asked for, no redirect among it')
     equal(len(relay.events('bounced')), 0, 'nothing bounces')
+    status = subprocess.run([BUILD / 'millracectl', '--socket', relay.spool / 'admin.sock', '--json', 'status'], capture_output=True, text=True)
+    counted = json.loads(status.stdout)['tls_out']
+    malformed = [case for case in CASES if case.mode == 'strict']
+    equal([counted[f'policies_{what}'] for what in ('fetched', 'malformed', 'no_https', 'no_host', 'too_many')],
+          [sum(case.fetched for case in CASES), len(malformed), sum(not case.fetched for case in CASES) - len(malformed), 0, 0],
+          f'what is counted of policies: {counted}')
     relay.stop()
     for case, receiver in zip(CASES, sinks):
         equal(receiver.finish()['messages'], 1 if case.arrives else 0, f'{case.name}: messages that arrived')
@@ -209,6 +216,6 @@ def test():
 
 
 if __name__ == '__main__':
-    need('millrace', 'millrace-load', 'millrace-sink', 'nsd', 'openssl', 'ip')
+    need('millrace', 'millrace-load', 'millrace-sink', 'millracectl', 'nsd', 'openssl', 'ip')
     isolate()
     run(test)

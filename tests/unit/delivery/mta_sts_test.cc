@@ -162,6 +162,7 @@ TEST_F(StsTest, PolicyThatCannotBeHadIsNone) {
   publish("2", "garbage");
   EXPECT_EQ(route().tls.sts, Sts::none);
   EXPECT_EQ(fetcher_.asked.size(), 1u) << "not asked again so soon";
+  EXPECT_EQ(agent_->sts_policies().stats().no_https, 1u);
   publish("2");
   world_.run_for(301 * kSecond);
   EXPECT_EQ(route().tls.sts, Sts::enforce);
@@ -282,6 +283,18 @@ TEST_F(StsTest, PolicyHostAtAPrivateAddressIsNotAsked) {
   publish("1");
   EXPECT_EQ(route().tls.sts, Sts::none);
   EXPECT_TRUE(fetcher_.asked.empty());
+  EXPECT_EQ(agent_->sts_policies().stats().no_host, 1u);
+}
+
+TEST_F(StsTest, TextThatIsNoPolicyIsCountedAsSuch) {
+  publish("1", "garbage");
+  EXPECT_EQ(route().tls.sts, Sts::none);
+  EXPECT_EQ(agent_->sts_policies().stats().malformed, 1u);
+  EXPECT_EQ(agent_->sts_policies().stats().no_https, 0u);
+  publish("2");
+  world_.run_for(301 * kSecond);
+  route();
+  EXPECT_EQ(agent_->sts_policies().stats().fetched, 1u);
 }
 
 TEST_F(StsTest, WhatIsKeptComesBackAndTheNewerCounts) {
