@@ -143,9 +143,19 @@ reactor::Task<Result<std::unique_ptr<Directory>>> Directory::open(reactor::Io& i
       std::memcpy(made->uuid_.data() + i, &random, 8);
     }
   } else {
-    made->uuid_ = std::max_element(votes.begin(), votes.end(), [](const auto& a, const auto& b) {
-                    return a.second < b.second;
-                  })->first;
+    auto most = std::max_element(votes.begin(), votes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+    for (const auto& [uuid, segments] : votes) {
+      if (segments < most->second || uuid == most->first) continue;
+      auto one_of = [&](const Uuid& spool) {
+        return std::find_if(files.begin(), files.end(), [&](const File& file) {
+          return file.verdict == HeaderVerdict::good && file.header.uuid == spool;
+        })->name;
+      };
+      const auto [one, another] = std::minmax({one_of(uuid), one_of(most->first)});
+      co_return fail(fmt::format("{}: as many segments of one spool ({}) as of another ({}): move away those that do not "
+                                 "belong here", path, one, another));
+    }
+    made->uuid_ = most->first;
   }
   made->make_log();
   co_return std::move(made);

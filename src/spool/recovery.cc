@@ -143,6 +143,11 @@ Status Recovery::classify(std::vector<Directory::File>& files) {
       Directory::File& file = *source.file;
       std::string name = segment_name(file.header.generation);
       if (file.name != name) {  // a renaming that a power cut undid
+        auto there = std::find_if(files.begin(), files.end(), [&](const Directory::File& other) { return other.name == name; });
+        if (there != files.end()) {
+          return fail(fmt::format("{}: {} holds the segment of {}, which is there, too: move away the one that is a copy",
+                                  directory_, file.name, name));
+        }
         Status status = io_.rename_file(directory_ + "/" + file.name, directory_ + "/" + name);
         if (!status.ok()) return status;
         file.name = name;

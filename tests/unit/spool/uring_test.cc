@@ -11,6 +11,7 @@
 #include "base/crc32c.h"
 #include "reactor/uring.h"
 #include "spool/directory.h"
+#include "spool/format.h"
 #include "spool/spool.h"
 
 namespace millrace::spool {
@@ -150,6 +151,68 @@ TEST_F(SpoolUring, MessagesSurviveARestartAndASecondProcessIsLockedOut) {
     EXPECT_TRUE(got == body);
   }
   close(*directory);
+}
+
+// What a hurried restore from a backup leaves behind.
+TEST_F(SpoolUring, AForeignSegmentIsLeftAloneAndACopiedOneIsRefused) {
+  if (!io_) return;
+  const std::string own = config_.spool, other = path_ + "/other";
+  std::string segment;
+  for (const std::string& spool_path : {other, own}) {
+    config_.spool = spool_path;
+    std::unique_ptr<Directory> directory;
+    Nobody nobody;
+    ASSERT_EQ(open(directory, nobody), "");
+    auto spool = directory->shard(*io_, *box_);
+    bool answered = false;
+    std::string body = "Subject: x\r\n\r\nhello\r\n";
+    Append append;
+    append.id = {1, 1};
+    append.metadata = "metadata";
+    append.pieces.push_back({body.data(), static_cast<uint32_t>(body.size()), nullptr});
+    append.body_crc = crc32c(0, body);
+    append.owner = &answered;
+    append.done = [](void* owner, Append&) { *static_cast<bool*>(owner) = true; };
+    spool->append(append);
+    run([&] { return answered; });
+    ASSERT_TRUE(append.status.ok());
+    segment = "/" + segment_name(append.location.segment);
+    close(*directory);
+    spool.reset();
+    directory.reset();
+    drop_io();
+    make_io();
+  }
+  const std::string added = own + "/" + segment_name(77);
+  auto start = [&](RecoveryHandler& handler) {
+    std::unique_ptr<Directory> directory;
+    std::string text = open(directory, handler);
+    if (text.empty()) close(*directory);
+    directory.reset();
+    drop_io();
+    make_io();
+    return text;
+  };
+  auto segments = [&] {
+    size_t n = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(own)) n += entry.path().extension() == ".seg";
+    return n;
+  };
+  ASSERT_EQ(segments(), 1u);
+  std::filesystem::copy_file(other + segment, added);
+  Nobody nobody;
+  std::string text = start(nobody);
+  EXPECT_NE(text.find("as many segments of one spool (0000000001.seg) as of another (0000000077.seg)"), std::string::npos) << text;
+  EXPECT_TRUE(std::filesystem::exists(added)) << "it is somebody's mail";
+  std::filesystem::remove(added);
+  std::filesystem::copy_file(own + segment, added);
+  text = start(nobody);
+  EXPECT_NE(text.find("move away the one that is a copy"), std::string::npos) << text;
+  EXPECT_TRUE(std::filesystem::exists(added));
+  std::filesystem::remove(added);
+  Nobody found;
+  EXPECT_EQ(start(found), "");
+  EXPECT_EQ(found.messages.size(), 1u);
 }
 
 // A shard on a thread of its own, far from the log: a message in, read back, done; many times.
