@@ -112,10 +112,12 @@ class Nobody final : public events::Sink, public queue::Reporter {
 
 constexpr std::string_view kBody = "Subject: x\r\n\r\nhello\r\n";
 
-queue::MessageRef message(mail::SpoolIdMaker& ids, int64_t wall_ms, const std::string& domain) {
+queue::MessageRef message(mail::SpoolIdMaker& ids, int64_t wall_ms, const std::string& domain,
+                          const std::string& tenant = {}) {
   queue::MessageRef made = queue::MessageRef::make();
   made->id = ids.make(wall_ms);
   made->envelope.reverse_path = "bounces@sender.example";
+  made->envelope.tenant = tenant;
   made->envelope.received_ms = wall_ms;
   made->envelope.expires_ms = wall_ms + 86'400'000;
   made->envelope.recipients.push_back({"someone@" + domain, domain, "", 0});
@@ -124,7 +126,7 @@ queue::MessageRef message(mail::SpoolIdMaker& ids, int64_t wall_ms, const std::s
   return made;
 }
 
-// Arguments: messages that wait beside, and for how many destinations.
+// Arguments: messages that wait beside, for how many destinations, and how many tenants what goes is of.
 void message_through_the_queue(benchmark::State& state) {
   auto made = reactor::make_uring({});
   if (!made.ok()) return state.SkipWithError(made.error().text.c_str());
@@ -145,19 +147,25 @@ void message_through_the_queue(benchmark::State& state) {
       scheduler.enqueue(message(ids, io->wall_ms(), "-d" + std::to_string(i % state.range(1)) + ".example"));
     }
     constexpr int kBatch = 256;
+    std::vector<std::string> tenants;
+    for (int64_t i = 0; i < state.range(2); ++i) tenants.push_back(i == 0 ? "" : "tenant" + std::to_string(i));
     for (auto _ : state) {
       uint64_t wanted = scheduler.stats().delivered + kBatch;
-      for (int i = 0; i < kBatch; ++i) scheduler.enqueue(message(ids, io->wall_ms(), "receiver.example"));
+      for (int i = 0; i < kBatch; ++i) {
+        scheduler.enqueue(message(ids, io->wall_ms(), "receiver.example", tenants[static_cast<size_t>(i) % tenants.size()]));
+      }
       while (scheduler.stats().delivered < wanted) io->turn(0);
     }
     state.SetItemsProcessed(static_cast<int64_t>(state.iterations()) * kBatch);
   }
 }
 BENCHMARK(message_through_the_queue)
-    ->ArgNames({"waiting", "destinations"})
-    ->Args({0, 1})
-    ->Args({100'000, 10})
-    ->Args({100'000, 100'000});
+    ->ArgNames({"waiting", "destinations", "tenants"})
+    ->Args({0, 1, 1})
+    ->Args({100'000, 10, 1})
+    ->Args({100'000, 100'000, 1})
+    ->Args({0, 1, 2})
+    ->Args({0, 1, 100});
 
 // Insert and erase of one id beside so many others.
 void id_index(benchmark::State& state) {

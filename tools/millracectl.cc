@@ -172,7 +172,7 @@ int set_password(const std::string& account, const std::string& path) {
 }
 
 struct Filter {
-  std::string domain, job, sender, account, id;
+  std::string domain, tenant, job, sender, account, id;
   bool all = false, dry_run = false;
 };
 
@@ -221,6 +221,7 @@ int run(int argc, char** argv) {
   auto command = [&](const char* name, const char* help) {
     CLI::App* sub = app.add_subcommand(name, help);
     sub->add_option("--domain", filter.domain, "Mail to this recipient domain");
+    sub->add_option("--tenant", filter.tenant, "Mail of this tenant");
     sub->add_option("--job", filter.job, "Mail of this job");
     sub->add_option("--sender", filter.sender, "Mail from this reverse-path");
     sub->add_option("--account", filter.account, "Mail that this account sent in");
@@ -230,6 +231,7 @@ int run(int argc, char** argv) {
     sub->callback([&, name] {
       request = {{"command", name}};
       for (auto [key, value] : {std::pair{"domain", &filter.domain},
+                                {"tenant", &filter.tenant},
                                 {"job", &filter.job},
                                 {"sender", &filter.sender},
                                 {"account", &filter.account},

@@ -143,13 +143,14 @@ Result<Request> parse_request(std::string_view line) {
     command.filter.job = keys.text("job");
     command.filter.sender = keys.text("sender");
     command.filter.account = keys.text("account");
+    command.filter.tenant = keys.text("tenant");
     command.filter.id = keys.id();
     command.dry_run = keys.flag("dry_run");
     bool all = keys.flag("all");
     if (Status status = keys.finish(); !status) return fail(status.error());
     if (command.filter.all() && !all) {
       return fail(fmt::format(
-          "{} without domain, job, sender, account or id is about everything; say all to mean it", name));
+          "{} without domain, tenant, job, sender, account or id is about everything; say all to mean it", name));
     }
     if (!command.filter.all() && all) return fail("all and a filter exclude each other");
     request = std::move(command);
@@ -298,6 +299,7 @@ json to_json(const queue::Filter& filter) {
   put_text(out, "job", filter.job);
   put_text(out, "sender", filter.sender);
   put_text(out, "account", filter.account);
+  put_text(out, "tenant", filter.tenant);
   if (!filter.id.empty()) out["id"] = filter.id.to_string();
   if (filter.all()) out["all"] = true;
   return out;

@@ -15,7 +15,7 @@
 //   {"ok":true,"result":{...}}
 //   {"ok":false,"error":"why, and what would be right"}
 //
-// A command without domain, job, sender, account or id needs "all":true: it is about everything. An unknown
+// A command without domain, tenant, job, sender, account or id needs "all":true: it is about everything. An unknown
 // key is an error, because a misspelled filter would act on everything.
 #pragma once
 

@@ -207,7 +207,7 @@ std::string show_status(const json& result, const ViewOptions&) {
     out += "\npaused\n";
     for (const json& pause : *pauses) {
       std::string what;
-      for (const char* key : {"domain", "job", "sender", "account", "id"}) {
+      for (const char* key : {"domain", "tenant", "job", "sender", "account", "id"}) {
         std::string value = text_of(pause, key);
         if (!value.empty()) what += fmt::format("{}{} {}", what.empty() ? "" : ", ", key, value);
       }

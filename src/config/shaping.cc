@@ -176,12 +176,14 @@ class ShapingReader {
         });
       } else if (name == "pool") {
         each(table, "pool", "pool", [&](const toml::key& at, const toml::table& one, std::string title) {
-          read_section(one, title, to_.pools_[std::string(at.str())], kMailKeys, {"sources"});
+          read_section(one, title, to_.pools_[std::string(at.str())], kMailKeys, {"sources", "priority"});
+          read_share(one, to_.pool_shares_[std::string(at.str())]);
           if (const toml::node* list = one.get("sources")) read_pool_sources(std::string(at.str()), *list);
         });
       } else if (name == "job") {
         each(table, "job", "job", [&](const toml::key& at, const toml::table& one, std::string title) {
-          read_section(one, title, to_.jobs_[std::string(at.str())], kMailKeys, {});
+          read_section(one, title, to_.jobs_[std::string(at.str())], kMailKeys, {"weight", "priority"});
+          read_share(one, to_.job_shares_[std::string(at.str())]);
         });
       } else if (name == "replies") {
         read_replies(table, "replies", to_.replies_);
@@ -190,7 +192,8 @@ class ShapingReader {
       } else if (name == "tenant") {
         each(table, "tenant", "tenant", [&](const toml::key& at, const toml::table& one, std::string title) {
           std::string tenant(at.str());
-          read_section(one, title, to_.tenants_[tenant], kMailKeys, {"provider"});
+          read_section(one, title, to_.tenants_[tenant], kMailKeys, {"provider", "weight", "priority"});
+          read_share(one, to_.tenant_shares_[tenant]);
           each(one, "provider", title + ".provider", [&](const toml::key& named, const toml::table& pair, std::string inner) {
             uses_.push_back({line_of(named), std::string(named.str())});
             read_section(pair, inner, to_.tenant_providers_[{tenant, std::string(named.str())}], kMailKeys, {});
@@ -465,6 +468,29 @@ class ShapingReader {
         continue;
       }
       take(lower(*text), line_of(one));
+    }
+  }
+
+  // What is neither a limit nor of one attempt: how its mail stands among others'.
+  void read_share(const toml::table& table, Share& to) {
+    for (const auto& [key, node] : table) {
+      if (key.str() == "weight") {
+        auto weight = node.value_exact<int64_t>();
+        if (!weight || *weight < 1 || *weight > 1000) {
+          error(line_of(key), "weight: expects a number from 1 to 1000; of two that have mail, one with 3 sends three for each of one with 1");
+          continue;
+        }
+        to.weight = static_cast<uint32_t>(*weight);
+      } else if (key.str() == "priority") {
+        auto text = node.value_exact<std::string>();
+        if (!text || (*text != "transactional" && *text != "bulk")) {
+          error(line_of(key), "priority: expects \"transactional\" or \"bulk\"");
+          continue;
+        }
+        to.priority_said = true;
+        to.transactional = *text == "transactional";
+        to_.reserves_ |= to.transactional;
+      }
     }
   }
 
@@ -896,6 +922,28 @@ ShapingChoice Shaping::named(const Sections& sections, std::string_view name) {
   if (auto any = sections.find("*"); any != sections.end()) layer(choice, any->second);
   if (auto at = sections.find(name); at != sections.end()) layer(choice, at->second);
   return choice;
+}
+
+Standing Shaping::standing(std::string_view tenant, std::string_view pool, std::string_view job) const {
+  Standing standing;
+  auto layer_of = [](const Shares& shares, std::string_view name, auto apply) {
+    if (shares.empty() || name.empty()) return;
+    if (auto any = shares.find("*"); any != shares.end()) apply(any->second);
+    if (auto at = shares.find(name); at != shares.end()) apply(at->second);
+  };
+  auto priority = [&](const Share& share) {
+    if (share.priority_said) standing.transactional = share.transactional;
+  };
+  layer_of(tenant_shares_, tenant, [&](const Share& share) {
+    if (share.weight > 0) standing.tenant_weight = share.weight;
+    priority(share);
+  });
+  layer_of(pool_shares_, pool, priority);
+  layer_of(job_shares_, job, [&](const Share& share) {
+    if (share.weight > 0) standing.job_weight = share.weight;
+    priority(share);
+  });
+  return standing;
 }
 
 ShapingChoice Shaping::pair(const Provider* provider, unsigned source) const {

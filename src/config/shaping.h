@@ -69,6 +69,17 @@ struct ShapingSection {
   }
 };
 
+// How the mail of a pool, tenant or job stands among what waits for the same thing.
+struct Share {
+  uint32_t weight = 0;      // 0: not said
+  bool priority_said = false;
+  bool transactional = false;
+};
+struct Standing {
+  uint32_t tenant_weight = 1, job_weight = 1;
+  bool transactional = false;
+};
+
 // What holds for one scope: of each key the most specific value, or nullptr. Points into the Shaping.
 using ShapingChoice = std::array<const ShapingValue*, kShapingKeys>;
 inline const ShapingValue* at(const ShapingChoice& choice, ShapingKey key) {
@@ -154,6 +165,11 @@ class Shaping {
   ShapingChoice job(std::string_view job) const { return named(jobs_, job); }
   ShapingChoice tenant_provider(std::string_view tenant, const Provider* provider) const;
 
+  // Weights of [tenant.NAME] and [job.NAME]; the priority of the job, else of the pool, else of the tenant.
+  Standing standing(std::string_view tenant, std::string_view pool, std::string_view job) const;
+  // Whether any mail is transactional: then a tenth of each budget of an hour or longer is kept for it.
+  bool reserves() const { return reserves_; }
+
   // (provider, source) while it is backed off: the back-off sections over what holds normally.
   ShapingChoice backed_off(const Provider* provider, unsigned source) const;
   int64_t normal_after_ms(const Provider* provider) const;
@@ -193,6 +209,9 @@ class Shaping {
   ReplyRules replies_;
   std::map<unsigned, ShapingSection> default_sources_;
   Sections domains_, pools_, tenants_, jobs_;
+  using Shares = std::map<std::string, Share, std::less<>>;
+  Shares pool_shares_, tenant_shares_, job_shares_;
+  bool reserves_ = false;
   struct Weight {
     unsigned source;
     uint32_t weight;

@@ -24,13 +24,14 @@ void put_field(std::string& out, char tag, std::string_view text) {
 
 }  // namespace
 
-// Fields "d<domain>", "j<job>", "s<sender>", "a<account>", "i<id>", "b<ms>", each ended by a NUL.
+// Fields "d<domain>", "j<job>", "s<sender>", "a<account>", "t<tenant>", "i<id>", "b<ms>", each ended by a NUL.
 std::string encode_filter(const Filter& filter) {
   std::string out;
   put_field(out, 'd', filter.domain);
   put_field(out, 'j', filter.job);
   put_field(out, 's', filter.sender);
   put_field(out, 'a', filter.account);
+  put_field(out, 't', filter.tenant);
   if (!filter.id.empty()) put_field(out, 'i', filter.id.to_string());
   if (filter.before_ms != INT64_MAX) put_field(out, 'b', std::to_string(filter.before_ms));
   return out;
@@ -47,6 +48,7 @@ Result<Filter> decode_filter(std::string_view text) {
       case 'j': filter.job = value; break;
       case 's': filter.sender = value; break;
       case 'a': filter.account = value; break;
+      case 't': filter.tenant = value; break;
       case 'i': {
         Result<mail::SpoolId> id = mail::SpoolId::parse(value);
         if (!id.ok()) return fail(id.error());
@@ -61,13 +63,17 @@ Result<Filter> decode_filter(std::string_view text) {
   return filter;
 }
 
+bool Scheduler::matches(const SubQueue& queue, const Filter& filter) {
+  return (filter.domain.empty() || queue.destination->domain == filter.domain) &&
+         (filter.job.empty() || queue.job == filter.job) && (filter.account.empty() || queue.account == filter.account) &&
+         (filter.tenant.empty() || queue.tenant == filter.tenant);
+}
+
 // Exact but for the sender of a message that is not resident, which is compared by its hash; what ends
 // mail compares the sender itself before it does.
 bool Scheduler::matches(const Item& item, const Filter& filter) const {
   if (!filter.id.empty() && item.id != filter.id) return false;
-  if (!filter.domain.empty() && item.queue->destination->domain != filter.domain) return false;
-  if (!filter.job.empty() && item.queue->job != filter.job) return false;
-  if (!filter.account.empty() && item.queue->account != filter.account) return false;
+  if (!matches(*item.queue, filter)) return false;
   if (!filter.sender.empty()) {
     if (item.message ? item.message->envelope.reverse_path != filter.sender
                      : item.sender_hash != crc32c(0, filter.sender)) {
@@ -92,8 +98,18 @@ bool Scheduler::paused(const Attempt& borrowed) const {
   return std::any_of(pauses_.begin(), pauses_.end(), [&](const PauseRule& rule) {
     const Filter& filter = rule.filter;
     return (filter.id.empty() || filter.id == message.id) && of(filter.domain, borrowed.subject.domain) &&
-           of(filter.job, envelope.job) && of(filter.account, envelope.account) && of(filter.sender, envelope.reverse_path);
+           of(filter.job, envelope.job) && of(filter.tenant, envelope.tenant) && of(filter.account, envelope.account) && of(filter.sender, envelope.reverse_path);
   });
+}
+
+// A pause of whole sub-queues takes them out of their turn, however much mail they have.
+void Scheduler::update_held(SubQueue& queue) {
+  bool held = false;
+  for (const PauseRule& rule : pauses_) held |= rule.filter.of_sub_queues() && matches(queue, rule.filter);
+  if (held == queue.held) return;
+  queue.held = held;
+  update_turn(queue);
+  if (held) evict_ready(queue);
 }
 
 uint64_t Scheduler::count_matching(const Filter& filter) const {
@@ -119,6 +135,10 @@ uint64_t Scheduler::count_matching(const Filter& filter) const {
 
 void Scheduler::add_pause(uint64_t number, Filter filter) {
   pauses_.push_back({number, std::move(filter)});
+  if (!pauses_.back().filter.of_sub_queues()) return;
+  for (auto& [name, destination] : destinations_) {
+    for (auto& queue : destination->queues) update_held(*queue);
+  }
 }
 
 void Scheduler::remove_pause(uint64_t number) {
@@ -135,6 +155,7 @@ void Scheduler::end_matching(Command command, Filter filter, std::function<void(
 void Scheduler::resume_paused() {
   for (auto& [name, destination] : destinations_) {
     for (auto& queue : destination->queues) {
+      update_held(*queue);
       for (Item* item = queue->paused.front(); item;) {
         Item* next = queue->paused.next(*item);
         if (!paused(*item)) enter(*item, State::ready);
@@ -296,13 +317,17 @@ std::vector<QueueRow> Scheduler::queue_rows() const {
     uint32_t parked = 0;
     for (const auto& queue : destination.queues) {
       row.paused += queue->paused.size();
+      if (queue->held) {
+        row.paused += queue->due();
+        row.ready -= queue->due();
+      }
       parked += queue->parked;
     }
     const Site* site = destination.site;
     const LaneGroup* group = site ? &site->groups[destination.source] : nullptr;
     if (site) row.site = site->key;
     if (group) row.connections = group->open;
-    if (destination.ready > 0) row.next_attempt_ms = wall_ms;
+    if (row.ready > 0) row.next_attempt_ms = wall_ms;
     if (destination.hold.active(now())) {
       row.next_attempt_ms = utc_of(destination.hold.until());
       row.why = "held: " + destination.hold.reason();
@@ -311,13 +336,13 @@ std::vector<QueueRow> Scheduler::queue_rows() const {
     } else if (group && group->held(now())) {
       row.next_attempt_ms = utc_of(group->held_until(now()));
       row.why = "held: " + group->holding(now())->reason();
-    } else if (parked > 0 && destination.ready > 0) {
+    } else if (parked > 0 && row.ready > 0) {
       row.why = "paced by a limit; 'millracectl explain " + destination.domain + "' tells what binds";
     } else if (gated_) {
       row.why = "outcomes wait for the disk";
-    } else if (group && destination.ready > 0 && group->open >= connection_limit(*group)) {
+    } else if (group && row.ready > 0 && group->open >= connection_limit(*group)) {
       row.why = "all connections of the site are in use";
-    } else if (destination.ready > 0 || destination.in_flight > 0) {
+    } else if (row.ready > 0 || destination.in_flight > 0) {
       row.why = "being delivered";
     } else if (row.paused > 0) {
       row.why = "paused by the operator";
@@ -364,7 +389,7 @@ void Scheduler::show(const mail::SpoolId& id, std::function<void(Result<MessageR
       for (uint32_t number : numbers) {
         RecipientRow& recipient = row.recipients.emplace_back();
         recipient.address = envelope.recipients[number].address;
-        recipient.state = to_string(part.state);
+        recipient.state = to_string(part.state == State::ready && part.queue->held ? State::paused : part.state);
         recipient.attempts = part.attempts;
         if (part.state == State::waiting) {
           recipient.next_attempt_ms = context_.io.wall_ms() + (part.deadline - now()) / kMillisecond;

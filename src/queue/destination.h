@@ -1,6 +1,7 @@
-// Where mail waits. An Item lies in a SubQueue (tenant and job) of a Destination (routing domain, pool,
+// Where mail waits. An Item lies in a SubQueue (tenant, job and account) of a Destination (routing domain, pool,
 // egress source and what it asks of TLS); the Destination's next hop is a Site (a set of MX hosts, shared by every domain
-// hosted there), whose connections from that source are a LaneGroup. All of it belongs to one shard.
+// hosted there), whose connections from that source are a LaneGroup: its sub-queues take turns (shaping/turns.h). All of
+// it belongs to one shard.
 //
 // The source of a message follows from its id, so a retry, even after a restart, leaves from the same
 // address (greylisting), unless the list of sources was changed.
@@ -12,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "base/intrusive_list.h"
@@ -20,6 +22,7 @@
 #include "queue/permit.h"
 #include "shaping/hold.h"
 #include "shaping/rate.h"
+#include "shaping/turns.h"
 
 namespace millrace::queue {
 
@@ -29,8 +32,8 @@ class Scheduler;
 // from the arbiter.
 inline constexpr int64_t kRecallAfter = 100'000'000;
 
-// Messages of a destination being read back or read back and not yet taken: enough that a lane finds
-// the next one resident, few enough that a backlog of many destinations stays small in memory.
+// Messages of a sub-queue being read back or read back and not yet taken: enough that a lane finds
+// the next one resident, few enough that a backlog of many of them stays small in memory.
 inline constexpr uint32_t kLoadAhead = 16;
 
 // Items use their timer's link, so that being on the wheel and on a list exclude each other.
@@ -63,14 +66,18 @@ struct SubQueue {
   ItemList loaded;        // resident again, first to go
   ItemList paused;        // due, but an operator's pause covers them
   uint32_t items = 0;     // in every state
+  uint32_t loading = 0;   // items
   uint8_t turn = 0;       // new mail is never starved by retries, nor the reverse: see next_item()
-  Link active_link;       // on the destination's `active` while fresh or retry is not empty and it is not parked
-  Link loaded_link;       // on the destination's `loaded` while its own is not empty and it is not parked
+  bool reading = false;   // out of turn until something of it has been read back
+  bool held = false;      // out of turn: an operator's pause covers all of it
+  const shaping::Flow* flow = nullptr;
+  Link turn_link;         // on its lane group's `ready`: see Scheduler::in_turn()
   // What the shaping file says of its attempts, found for this site and these rules.
   const Site* limits_site = nullptr;
   uint64_t limits_version = 0;
   bool limited = false;
   bool parked = false;    // waits for its permit, or for what it has lent
+  bool paid = false;      // its turn came while it had no permit: it goes first once it has
   uint32_t recipients_most = 0;  // by the shaping file; 0: not said
   uint32_t lent = 0;      // attempts under a limit that another shard has
   std::unique_ptr<Permit> permit;
@@ -97,18 +104,15 @@ struct Destination {
   bool tried = false;                // since start, if only by a look-up or a connection that failed
   std::optional<RecipientResult> fatal;  // the domain takes no mail: its mail bounces with this
   std::vector<std::unique_ptr<SubQueue>> queues;
-  IntrusiveList<SubQueue, &SubQueue::active_link> active;
-  IntrusiveList<SubQueue, &SubQueue::loaded_link> loaded;
-  uint32_t loaded_count = 0;         // items, also of parked sub-queues
+  std::unordered_map<std::string, SubQueue*> by_name;  // once there are more than a few
+  bool listed = false;               // its sub-queues with mail are in their lane group's turn
   uint32_t ready = 0;                // fresh + retry + loaded + loading
-  uint32_t loading = 0;
   uint32_t items = 0;
   uint32_t in_flight = 0;
   uint64_t delivered = 0, deferred = 0, bounced = 0;
   LastReply last_reply;
   int64_t missing_since = 0;         // monotonic: first NXDOMAIN or no data of the domain, 0: none
   reactor::Timer timer;              // end of a hold, or of the wait for a second NXDOMAIN
-  Link ready_link;                   // on its lane group's `ready` while it has mail that may go
   Scheduler* scheduler = nullptr;
 };
 
@@ -131,7 +135,7 @@ struct LaneGroup {
   }
   bool probing() const { return hold.failures() > 0 || (pair_hold && pair_hold->failures() > 0); }
   IntrusiveList<Lane, &Lane::idle_link> idle;                  // most recently used first
-  IntrusiveList<Destination, &Destination::ready_link> ready;  // served in turn
+  shaping::Turns<SubQueue, &SubQueue::turn_link> ready;  // with mail that may go
   bool tried = false;                // a connection failed since start
   // What the shaping file says of its connections.
   bool limited = false;              // each needs a permit

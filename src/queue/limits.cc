@@ -50,20 +50,20 @@ struct RecallLetter : reactor::Letter {
 
 }  // namespace
 
-// Puts the sub-queue on the lists that its items and its permit say, or takes it off them.
-void Scheduler::update_turn(SubQueue& queue) {
-  Destination& destination = *queue.destination;
-  bool active = !queue.parked && !(queue.fresh.empty() && queue.retry.empty());
-  if (!active) {
-    queue.active_link.unlink();
-  } else if (!queue.active_link.linked()) {
-    destination.active.push_back(queue);
-  }
-  bool loaded = !queue.parked && !queue.loaded.empty();
-  if (!loaded) {
-    queue.loaded_link.unlink();
-  } else if (!queue.loaded_link.linked()) {
-    destination.loaded.push_back(queue);
+// Puts the sub-queue into its lane group's turn, or takes it out, as its mail and its permit say.
+void Scheduler::update_turn(SubQueue& queue, bool front) {
+  bool in = in_turn(queue);
+  if (in == queue.turn_link.linked()) return;
+  const Destination& destination = *queue.destination;
+  auto& turns = destination.site->groups[destination.source].ready;
+  if (!in) {
+    turns.remove(queue);
+  } else if (queue.paid) {
+    turns.push_first(queue);
+  } else if (front) {
+    turns.push_front(queue);
+  } else {
+    turns.push_back(queue);
   }
 }
 
@@ -146,6 +146,7 @@ void Scheduler::find_limits(Attempt& borrowed, Site& site) {
   request.attempt = &borrowed;
   request.site = &site;
   request.subject = subject;
+  request.flow = nullptr;
   request.set = nullptr;
   request.recipients = static_cast<uint32_t>(borrowed.recipients.size());
   request.octets = borrowed.message->content.size();
@@ -255,6 +256,7 @@ bool Scheduler::connection_permitted(Site& site, unsigned source) {
     case Permit::State::none: break;
   }
   permit.subject = {.provider = site.provider, .site = site.key, .source = source};
+  permit.flow = nullptr;
   permit.for_attempt = waits_for_attempt(site, group, permit.subject);
   return ask(permit);
 }
@@ -265,14 +267,14 @@ bool Scheduler::waits_for_attempt(Site& site, LaneGroup& group, shaping::Subject
   constexpr int kMostAsked = 16;
   SubQueue* first = nullptr;
   int asked = 0;
-  for (Destination* at = group.ready.front(); at && asked < kMostAsked; at = group.ready.next(*at)) {
-    for (SubQueue* queue = at->active.front(); queue && asked < kMostAsked; queue = at->active.next(*queue), ++asked) {
-      if (queue->limits_site != &site || queue->limits_version != rules_version_) find_limits(*queue, site);
-      if (!queue->limited || queue->permit->state == Permit::State::granted) return false;
-      if (!first) first = queue;
-    }
-    if (SubQueue* queue = at->loaded.front(); queue && !first) first = queue;
-  }
+  bool free = false;
+  group.ready.each([&](SubQueue& queue) {
+    if (queue.limits_site != &site || queue.limits_version != rules_version_) find_limits(queue, site);
+    free = !queue.limited || queue.permit->state == Permit::State::granted;
+    if (!first) first = &queue;
+    return !free && ++asked < kMostAsked;
+  });
+  if (free) return false;
   if (first) {
     if (!first->limited) return false;
     const Destination& destination = *first->destination;
@@ -391,12 +393,8 @@ void Scheduler::answered(Permit& permit) {
   }
   SubQueue& queue = *permit.queue;
   queue.parked = false;
-  update_turn(queue);
-  // It goes first: the permit is for it.
-  if (queue.active_link.linked()) {
-    queue.active_link.unlink();
-    queue.destination->active.push_front(queue);
-  }
+  update_turn(queue, true);
+  if (queue.due() == 0) queue.paid = false;
   if (stopping_ || queue.due() == 0) return give_back(permit);
   work_arrived(*queue.destination);
 }
@@ -503,6 +501,7 @@ void Scheduler::obey(Destination& destination, const RecipientResult& result, in
     }
   } else if (result.asks.defer_queue) {
     destination.hold.fail(now(), begun, config().hold_ms, result.rest_ms, result.reply + " (" + result.asks.where + ")");
+    unlist(destination);
     evict_ready(destination);
   }
 }
@@ -658,6 +657,8 @@ std::vector<ExplainRow> Scheduler::explain(std::string_view domain, const mail::
         row.why = "looking for its MX hosts";
       } else if (gated_) {
         row.why = "outcomes wait for the disk";
+      } else if (queue.held) {
+        row.why = "paused by the operator";
       } else if (queue.parked) {
         row.why = "waits for a limit";
       } else if (group->limited && group->permit->state == Permit::State::asked) {

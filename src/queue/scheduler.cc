@@ -102,13 +102,6 @@ Scheduler::~Scheduler() {
       delete item;
     }
   }
-  for (auto& [name, destination] : destinations_) {
-    destination->ready_link.unlink();
-    for (auto& queue : destination->queues) {
-      queue->active_link.unlink();
-      queue->loaded_link.unlink();
-    }
-  }
   while (slot_waiters_.pop_front()) {
   }
   while (lent_.pop_front()) {
@@ -118,6 +111,7 @@ Scheduler::~Scheduler() {
   }
   for (auto& [name, site] : sites_) {
     for (LaneGroup& group : site->groups) {
+      group.ready.clear();
       while (group.idle.pop_front()) {
       }
       while (group.borrowed.pop_front()) {
@@ -179,7 +173,9 @@ void Scheduler::adopt(config::Snapshot config) {
   rules_ = rules_of(this->config());
   ++rules_version_;
   if (arbiter_) arbiter_->adopt(rules_);
+  flows_.adopt(*rules_);
   for (auto& [name, site] : sites_) {
+    for (LaneGroup& group : site->groups) group.ready.rebuild();
     // One that stays goes on: begun anew, it would let one more connection into its period.
     if (!same_rate || !site->connect_rate.limited()) set_connect_rate(*site);
     if (!site->of_domain) site->provider = provider_of(*site->route, {});
@@ -285,7 +281,7 @@ void Scheduler::enqueue(MessageRef message) {
     Item& item = make_item(message->id, sub_queue_of(destination, envelope.tenant, envelope.job, envelope.account));
     adopt_item(item);
     index_.insert(item);
-    if (!blocked(destination) && !(item.queue->parked && item.queue->due() >= kLoadAhead)) {
+    if (!blocked(destination) && !item.queue->held && !(item.queue->parked && item.queue->due() >= kLoadAhead)) {
       keep_resident(item, std::move(message));
     }
     enter(item, State::ready);
@@ -314,7 +310,7 @@ void Scheduler::enqueue(MessageRef message) {
   index_.insert(*fanout->items.front());
   std::vector<Item*> items = fanout->items;
   for (Item* item : items) {
-    if (!blocked(*item->queue->destination) && !(item->queue->parked && item->queue->due() >= kLoadAhead)) {
+    if (!blocked(*item->queue->destination) && !item->queue->held && !(item->queue->parked && item->queue->due() >= kLoadAhead)) {
       keep_resident(*item, message);
     }
     enter(*item, State::ready);
@@ -352,14 +348,29 @@ Destination& Scheduler::destination_of(std::string_view domain, std::string_view
 
 SubQueue& Scheduler::sub_queue_of(Destination& destination, std::string_view tenant, std::string_view job,
                                   std::string_view account) {
-  for (auto& queue : destination.queues) {
-    if (queue->tenant == tenant && queue->job == job && queue->account == account) return *queue;
+  constexpr size_t kFew = 8;
+  auto name_of = [this](std::string_view one, std::string_view two, std::string_view three) -> const std::string& {
+    return key_.assign(one).append(1, '\0').append(two).append(1, '\0').append(three);
+  };
+  if (destination.queues.size() <= kFew) {
+    for (auto& queue : destination.queues) {
+      if (queue->tenant == tenant && queue->job == job && queue->account == account) return *queue;
+    }
+  } else if (auto at = destination.by_name.find(name_of(tenant, job, account)); at != destination.by_name.end()) {
+    return *at->second;
   }
   auto& queue = destination.queues.emplace_back(std::make_unique<SubQueue>());
   queue->destination = &destination;
   queue->tenant = tenant;
   queue->job = job;
   queue->account = account;
+  queue->flow = &flows_.find(*rules_, tenant, destination.pool, job);
+  if (!pauses_.empty()) update_held(*queue);
+  if (destination.queues.size() == kFew + 1) {
+    for (auto& each : destination.queues) destination.by_name[name_of(each->tenant, each->job, each->account)] = each.get();
+  } else if (destination.queues.size() > kFew) {
+    destination.by_name[name_of(tenant, job, account)] = queue.get();
+  }
   return *queue;
 }
 
@@ -393,15 +404,16 @@ void Scheduler::leave(Item& item) {
     case State::loaded:
       queue.loaded.remove(item);
       update_turn(queue);
-      --destination.loaded_count;
       --loaded_;
       if (!load_waiters_.empty()) context_.io.defer(loads_freed_);
       --destination.ready;
       --stats_.ready;
       break;
     case State::loading:
-      --destination.loading;
+      --queue.loading;
       --loads_;
+      queue.reading = false;
+      update_turn(queue, true);
       if (!load_waiters_.empty()) context_.io.defer(loads_freed_);
       --destination.ready;
       --stats_.ready;
@@ -433,14 +445,13 @@ void Scheduler::enter(Item& item, State state, bool front) {
     }
     case State::loaded:
       queue.loaded.push_back(item);
-      update_turn(queue);
-      ++destination.loaded_count;
+      update_turn(queue, true);
       ++loaded_;
       ++destination.ready;
       ++stats_.ready;
       break;
     case State::loading:
-      ++destination.loading;
+      ++queue.loading;
       ++loads_;
       ++destination.ready;
       ++stats_.ready;
@@ -595,12 +606,15 @@ bool Scheduler::blocked(const Destination& destination) const {
 }
 
 // Mail of the destination may be able to go: find out what it still needs, in the order of the needs.
-// `its_turn`: it goes first, because it was looked at before and had to be read.
-void Scheduler::work_arrived(Destination& destination, bool its_turn) {
+void Scheduler::work_arrived(Destination& destination) {
   if (!started_ || stopping_ || destination.ready == 0) return;
-  if (destination.fatal) return drain_fatal(destination);
+  if (destination.fatal) {
+    unlist(destination);
+    return drain_fatal(destination);
+  }
   reactor::TimerWheel& timers = context_.io.timers();
   if (destination.hold.active(now())) {
+    unlist(destination);
     if (!destination.timer.armed()) timers.arm(destination.timer, destination.hold.until());
     return;
   }
@@ -611,13 +625,24 @@ void Scheduler::work_arrived(Destination& destination, bool its_turn) {
     }
     if (!destination.site) return;  // else the old route serves until the new one is here
   }
-  LaneGroup& group = destination.site->groups[destination.source];
-  if (its_turn) destination.ready_link.unlink();
-  if (!destination.ready_link.linked()) {
-    if (destination.active.empty() && destination.loaded.empty()) return;  // all of it is being read
-    its_turn ? group.ready.push_front(destination) : group.ready.push_back(destination);
-  }
+  if (!destination.listed) list(destination);
   pump(*destination.site, destination.source);
+}
+
+bool Scheduler::in_turn(const SubQueue& queue) const {
+  return queue.destination->listed && !queue.parked && !queue.reading && !queue.held && queue.due() > 0;
+}
+
+// REQUIRES: it has a site.
+void Scheduler::list(Destination& destination) {
+  destination.listed = true;
+  for (auto& queue : destination.queues) update_turn(*queue);
+}
+
+void Scheduler::unlist(Destination& destination) {
+  if (!destination.listed) return;
+  destination.listed = false;
+  for (auto& queue : destination.queues) update_turn(*queue);
 }
 
 // One share of a limit a shard, the remainder to the first ones: the sum never exceeds it.
@@ -649,19 +674,6 @@ void Scheduler::set_connect_rate(Site& site) const {
   site.connect_rate = shaping::RateLimiter(rate);
 }
 
-// For how many lanes it has work now, up to `most`: a sub-queue that asks before each attempt has some for one.
-uint32_t Scheduler::work_of(Destination& destination, uint32_t most) {
-  uint32_t work = 0;
-  auto add = [&](const SubQueue& queue) { work += queue.limited ? 1 : queue.due(); };
-  for (SubQueue* queue = destination.active.front(); queue && work <= most; queue = destination.active.next(*queue)) {
-    add(*queue);
-  }
-  for (SubQueue* queue = destination.loaded.front(); queue && work <= most; queue = destination.loaded.next(*queue)) {
-    if (!queue->active_link.linked()) add(*queue);
-  }
-  return work;
-}
-
 // Wakes idle lanes and opens new ones for the mail that may go.
 void Scheduler::pump(Site& site, unsigned source) {
   LaneGroup& group = site.groups[source];
@@ -673,12 +685,15 @@ void Scheduler::pump(Site& site, unsigned source) {
   if (connection_limit(group) == 0 || share == 0 || site.base->connect_share == 0) return lend(site, source);
   uint32_t limit = std::clamp(static_cast<uint32_t>(group.window), 1u, connection_limit(group));
   if (group.probing()) limit = std::min(limit, 1u);  // one probe until it works again
-  // More work than lanes need not be counted.
+  // More work than lanes need not be counted. A sub-queue that asks before each attempt has some for one.
   uint32_t work = 0;
   for (Attempt* at = group.borrowed.front(); at && work <= limit; at = group.borrowed.next(*at)) {
     work += !at->request || at->request->state != Permit::State::asked;
   }
-  for (Destination* at = group.ready.front(); at && work <= limit; at = group.ready.next(*at)) work += work_of(*at, limit);
+  group.ready.each([&](const SubQueue& queue) {
+    work += queue.limited ? 1 : queue.due();
+    return work <= limit;
+  });
   uint32_t coming = group.connecting + group.called;
   while (coming < work) {
     Lane* lane = group.idle.pop_front();
@@ -748,22 +763,15 @@ void Scheduler::on_site_timer(Site& site) {
   for (unsigned source = 0; source < site.groups.size(); ++source) pump(site, source);
 }
 
-// The next item of the destination that is resident and may go; starts reading what is not.
-Item* Scheduler::next_item(Destination& destination) {
-  for (;;) {
-    Item* item;
-    if (SubQueue* with_loaded = destination.loaded.front()) {
-      with_loaded->loaded_link.unlink();
-      destination.loaded.push_back(*with_loaded);
-      item = with_loaded->loaded.front();
-    } else {
-      SubQueue* queue = destination.active.front();
-      if (!queue) return nullptr;
-      // Sub-queues take turns; within one, three new messages for each retry, so neither starves.
-      queue->active_link.unlink();
-      destination.active.push_back(*queue);
-      bool retry = queue->fresh.empty() || (++queue->turn % 4 == 0 && !queue->retry.empty());
-      item = (retry ? queue->retry : queue->fresh).front();
+// The next item of the sub-queue that is resident and may go; starts reading what is not. Without one it is out of its
+// turn, unless there is no room to read anything.
+Item* Scheduler::next_item(SubQueue& queue) {
+  while (queue.due() > 0) {
+    Item* item = queue.loaded.front();
+    if (!item) {
+      // Three new messages for each retry, so neither starves.
+      bool retry = queue.fresh.empty() || (++queue.turn % 4 == 0 && !queue.retry.empty());
+      item = (retry ? queue.retry : queue.fresh).front();
     }
     if (!pauses_.empty() && paused(*item)) {
       drop_resident(*item);
@@ -771,23 +779,28 @@ Item* Scheduler::next_item(Destination& destination) {
       continue;
     }
     if (!item->message) {
-      if (!may_load(destination)) return nullptr;
-      load(*item);
-      continue;
+      if (may_load(queue)) {
+        load(*item);
+        continue;
+      }
+      queue.reading = queue.loading > 0;
+      update_turn(queue);
+      return nullptr;
     }
     if (item_expired(*item)) {
       end_item(*item, events::Type::expired, expiry_result(), true);
       continue;
     }
-    load_ahead(destination);
+    load_ahead(queue);
     return item;
   }
+  return nullptr;
 }
 
-// Reading ahead leaves half of the room to those that have nothing yet, so a destination whose mail goes slowly
+// Reading ahead leaves half of the room to those that have nothing yet, so a sub-queue whose mail goes slowly
 // keeps no other waiting.
-bool Scheduler::may_load(const Destination& destination) const {
-  uint32_t ahead = destination.loading + destination.loaded_count;
+bool Scheduler::may_load(const SubQueue& queue) const {
+  uint32_t ahead = queue.loading + queue.loaded.size();
   uint32_t all = loads_ + loaded_;
   return ahead == 0 ? all < kMaxLoads : ahead < kLoadAhead && all < kMaxLoads / 2;
 }
@@ -802,15 +815,11 @@ void Scheduler::on_loads_freed() {
 }
 
 // While one read-back message goes, the following ones are read.
-void Scheduler::load_ahead(Destination& destination) {
-  if (destination.loaded.empty()) return;
-  while (may_load(destination)) {
-    SubQueue* queue = destination.active.front();
-    if (!queue || queue->limited) return;  // what waits for permits keeps no room
-    Item* item = queue->fresh.empty() ? queue->retry.front() : queue->fresh.front();
-    if (item->message || (!pauses_.empty() && paused(*item))) return;
-    queue->active_link.unlink();
-    destination.active.push_back(*queue);
+void Scheduler::load_ahead(SubQueue& queue) {
+  if (queue.loaded.empty() || queue.limited) return;  // what waits for permits keeps no room
+  while (may_load(queue)) {
+    Item* item = queue.fresh.empty() ? queue.retry.front() : queue.fresh.front();
+    if (!item || item->message || (!pauses_.empty() && paused(*item))) return;
     load(*item);
   }
 }
@@ -885,7 +894,7 @@ void Scheduler::on_loaded(Loading& loading) {
     if (end.filter_matches(*item.message)) return end_item(item, end.type, end.why, end.report);
   }
   enter(item, State::loaded);
-  work_arrived(destination, true);
+  work_arrived(destination);
 }
 
 // The segment was compacted while its message was being read: read the new copy.
@@ -962,26 +971,25 @@ Attempt* Scheduler::next_attempt(Site& site, LaneGroup& group, bool lending) {
   if (group.borrowed_turn || group.ready.empty()) {
     if (Attempt* attempt = next_borrowed(group)) return attempt;
   }
-  while (Destination* destination = group.ready.front()) {
-    destination->ready_link.unlink();
+  while (SubQueue* queue = group.ready.front()) {
     uint32_t loads = loads_;
-    Item* item = next_item(*destination);
+    Item* item = next_item(*queue);
     if (!item && loads_ > loads) break;  // a lane has no use for more than it asked for; that wakes it
-    if (!item && destination->loading == 0 && !destination->active.empty()) {
-      group.ready.push_front(*destination);
+    if (!item && queue->turn_link.linked()) {
       if (!site.load_link.linked()) load_waiters_.push_back(site);
       break;
     }
-    if (!item) continue;  // being read, paused or ended: it returns by work_arrived()
-    SubQueue& queue = *item->queue;
-    if (lending ? !lendable(site, *item) : !permitted(site, *item)) {
-      // Another sub-queue may go meanwhile.
-      if (!destination->active.empty() || !destination->loaded.empty()) group.ready.push_front(*destination);
+    if (!item) continue;  // being read, paused or ended
+    if (lending && !lendable(site, *item)) continue;
+    // Who has to wait for a permit has had this turn: with the permit it goes first.
+    bool paid = std::exchange(queue->paid, false);
+    group.ready.served(*queue, paid ? 0 : shaping::turn_cost(item->message->content.size()));
+    if (!lending && !permitted(site, *item)) {
+      queue->paid = true;
       continue;
     }
     Attempt* attempt = make_attempt(*item, site);
-    if (queue.limited && !lending) attempt->permit = use(*queue.permit);
-    if (!destination->active.empty() || !destination->loaded.empty()) group.ready.push_back(*destination);
+    if (queue->limited && !lending) attempt->permit = use(*queue->permit);
     return attempt;
   }
   return next_borrowed(group);
@@ -1245,9 +1253,11 @@ void Scheduler::hold_site(Site& site, unsigned source, const LaneEnd& end, int64
   queue_event(site, end, source);
   if (about_pair) tell_hold(site.provider, source, hold);
   // What waits behind a hold leaves memory; the spool has it.
-  for (Destination* at = group.ready.front(); at; at = group.ready.next(*at)) {
-    evict_ready(*at);
-    at->last_reply = {why, end.code, context_.io.wall_ms()};
+  std::vector<SubQueue*> waiting;
+  group.ready.each([&](SubQueue& queue) { return waiting.push_back(&queue), true; });
+  for (SubQueue* queue : waiting) {
+    evict_ready(*queue);
+    queue->destination->last_reply = {why, end.code, context_.io.wall_ms()};
   }
   while (Lane* lane = group.idle.pop_front()) lane->retire();
   return_all_borrowed(group);
@@ -1342,7 +1352,7 @@ void Scheduler::on_route(Destination& destination, std::shared_ptr<const dns::Ro
       destination.route_until = std::max(route->valid_until_ns, now() + kSecond);
       Site& site = site_of(route, destination.domain);
       if (destination.site != &site) {
-        destination.ready_link.unlink();
+        unlist(destination);
         destination.site = &site;
       }
       break;
@@ -1408,14 +1418,21 @@ void Scheduler::set_fatal(Destination& destination, const dns::Route& route) {
 // Ends what waits for a domain that takes no mail, a slice at a time; then the domain is asked anew by
 // whatever comes next.
 void Scheduler::drain_fatal(Destination& destination) {
-  for (uint32_t i = 0; i < kDrainFatal; ++i) {
-    Item* item = next_item(destination);
-    if (!item) break;
-    end_item(*item, events::Type::bounced, RecipientResult(*destination.fatal), true);
+  uint32_t ended = 0, loading = 0;
+  bool more = false;
+  for (auto& queue : destination.queues) {
+    while (!queue->parked && !queue->held && ended < kDrainFatal) {
+      Item* item = next_item(*queue);
+      if (!item) break;
+      end_item(*item, events::Type::bounced, RecipientResult(*destination.fatal), true);
+      ++ended;
+    }
+    loading += queue->loading;
+    more |= !queue->parked && !queue->held && queue->due() > 0;
   }
   if (destination.ready == 0) {
     destination.fatal.reset();
-  } else if (!destination.active.empty() || !destination.loaded.empty()) {
+  } else if (more && (ended == kDrainFatal || loading == 0)) {
     context_.io.timers().arm(destination.timer, now());
   }
 }
@@ -1554,26 +1571,24 @@ SchedulerStats Scheduler::stats() const {
 void Scheduler::check() const {
   uint64_t items = 0, ready = 0, in_flight = 0;
   for (const auto& [name, destination] : destinations_) {
-    uint32_t here = 0, listed = destination->loading, loaded = 0;
+    uint32_t here = 0, due = 0;
+    bool may_go = false;
     for (const auto& queue : destination->queues) {
       here += queue->items;
-      listed += queue->due();
-      loaded += queue->loaded.size();
-      ASSERT(queue->active_link.linked() == (!queue->parked && !(queue->fresh.empty() && queue->retry.empty())));
-      ASSERT(queue->loaded_link.linked() == (!queue->parked && !queue->loaded.empty()));
+      due += queue->due() + queue->loading;
+      may_go |= queue->due() > 0;
+      ASSERT(queue->turn_link.linked() == in_turn(*queue));
       ASSERT(!queue->parked || queue->permit->state == Permit::State::asked || queue->lent > 0);
+      ASSERT(!queue->reading || queue->loading > 0);
     }
-    ASSERT(loaded == destination->loaded_count);
     ASSERT(here == destination->items);
-    ASSERT(listed == destination->ready);
+    ASSERT(due == destination->ready);
     // Whatever may go has somebody who will look at it.
-    bool may_go = !destination->active.empty() || !destination->loaded.empty();
     if (started_ && !stopping_ && may_go && !blocked(*destination) && destination->site) {
-      ASSERT(destination->ready_link.linked() || destination->loading > 0 || destination->resolving ||
-             destination->timer.armed());
+      ASSERT(destination->listed || destination->resolving || destination->timer.armed());
     }
     items += here;
-    ready += listed;
+    ready += due;
     in_flight += destination->in_flight;
   }
   ASSERT(items == stats_.items && ready == stats_.ready && in_flight == stats_.in_flight);

@@ -44,10 +44,12 @@ struct Fanout {
 };
 
 struct Filter {
-  std::string domain, job, sender, account;  // empty: any
+  std::string domain, job, sender, account, tenant;  // empty: any
   mail::SpoolId id;                 // empty: any
   int64_t before_ms = INT64_MAX;    // only mail whose id has an earlier time (an action does not catch later mail)
-  bool all() const { return domain.empty() && job.empty() && sender.empty() && account.empty() && id.empty(); }
+  // A whole sub-queue matches or none of it.
+  bool of_sub_queues() const { return sender.empty() && id.empty() && before_ms == INT64_MAX; }
+  bool all() const { return domain.empty() && tenant.empty() && job.empty() && sender.empty() && account.empty() && id.empty(); }
 };
 std::string encode_filter(const Filter& filter);
 Result<Filter> decode_filter(std::string_view text);
@@ -217,14 +219,16 @@ class Scheduler final : public Dispatcher, public Intake {
   Item& split(Item& item, const std::vector<uint32_t>& recipients);
 
   // ---- dispatch (scheduler.cc)
-  void work_arrived(Destination& destination, bool its_turn = false);
+  void work_arrived(Destination& destination);
+  bool in_turn(const SubQueue& queue) const;
+  void list(Destination& destination);
+  void unlist(Destination& destination);
   bool blocked(const Destination& destination) const;
-  static uint32_t work_of(Destination& destination, uint32_t most);
   void pump(Site& site, unsigned source);
-  Item* next_item(Destination& destination);
-  bool may_load(const Destination& destination) const;
+  Item* next_item(SubQueue& queue);
+  bool may_load(const SubQueue& queue) const;
   void on_loads_freed();
-  void load_ahead(Destination& destination);
+  void load_ahead(SubQueue& queue);
   void drain_fatal(Destination& destination);
   void load(Item& item);
   void on_loaded(Loading& loading);
@@ -271,7 +275,7 @@ class Scheduler final : public Dispatcher, public Intake {
   void watch_wall_clock();
 
   // ---- limits of the shaping file (limits.cc)
-  void update_turn(SubQueue& queue);
+  void update_turn(SubQueue& queue, bool front = false);
   void find_limits(SubQueue& queue, Site& site);
   void find_limits(Attempt& borrowed, Site& site);
   void find_limits(Site& site, unsigned source);
@@ -346,8 +350,10 @@ class Scheduler final : public Dispatcher, public Intake {
 
   // ---- operator (control.cc)
   bool matches(const Item& item, const Filter& filter) const;
+  static bool matches(const SubQueue& queue, const Filter& filter);
   bool paused(const Item& item) const;
   bool paused(const Attempt& borrowed) const;
+  void update_held(SubQueue& queue);
   void resume_paused();
   void run_removals();
   void sweep();  // a slice of all items: expiry of those that are due but may not go
@@ -370,6 +376,7 @@ class Scheduler final : public Dispatcher, public Intake {
   // Names of providers stay, whatever rules come: requests that are out point at them.
   std::unordered_set<std::string> provider_names_;
   uint64_t rules_version_ = 1;
+  shaping::Flows flows_;
   std::unique_ptr<shaping::Arbiter> arbiter_;  // shard 0 only
   IntrusiveList<Permit, &Permit::link> grants_;   // in the order of their end
   IntrusiveList<Permit, &Permit::link> answers_;  // granted within a call, told at the end of the turn

@@ -13,6 +13,8 @@ using Key = config::ShapingKey;
 constexpr int64_t kHourMs = 3'600'000;
 // Of a budget that is written down ahead of its use: at most so much is lost by a crash.
 constexpr uint64_t kAheadParts = 64;
+// Of such a budget a tenth is for transactional mail alone, if there is any.
+constexpr uint64_t kReservedParts = 10;
 
 }  // namespace
 
@@ -33,10 +35,10 @@ struct Counter {
   // what may still be, the disk knows.
   bool kept = false, writing = false;
   uint64_t charged = 0, written = 0;
-  uint32_t waiting_count = 0;
+  uint64_t reserved = 0;                        // of a budget: what bulk mail leaves
   uint32_t leaving = 0;                         // connections: that end for those that wait
   int64_t recalled_at = INT64_MIN / 2;
-  IntrusiveList<Request, &Request::wait_link> waiting;
+  Turns<Request, &Request::wait_link> waiting;
   reactor::Timer timer;
 
   bool counts(Purpose purpose) const {
@@ -52,13 +54,18 @@ struct Counter {
     }
   }
   // When a request of this weight may go: now or earlier is at once, INT64_MAX when something comes back.
-  int64_t allowed_at(int64_t now, uint64_t n) {
+  int64_t allowed_at(int64_t now, const Request& request) {
+    uint64_t n = weight(request);
+    return allowed_at(now, n, reserved > 0 && !request.flow->transactional ? std::min(n + reserved, window->limit()) : n);
+  }
+  // `free`: how much room there is to be, at least what it weighs.
+  int64_t allowed_at(int64_t now, uint64_t n, uint64_t free) {
     if (!value) return now;
     switch (kind) {
       case Kind::slots: return used < limit ? now : INT64_MAX;
       case Kind::pace: return std::max(now, pace.allowed_at());
       case Kind::window:
-        if (!window->allowed(now, n)) return window->allowed_at(now, n);
+        if (!window->allowed(now, free)) return window->allowed_at(now, free);
         return kept && charged + n > written ? INT64_MAX : now;
     }
     return now;
@@ -96,7 +103,8 @@ Arbiter::~Arbiter() {
   for (auto& [name, scope] : scopes_) {
     for (auto& counter : scope->counters) {
       counter->timer.cancel();
-      while (Request* request = counter->waiting.pop_front()) request->waits_for = nullptr;
+      counter->waiting.each([](Request& request) { return request.waits_for = nullptr, true; });
+      counter->waiting.clear();
     }
   }
 }
@@ -105,6 +113,7 @@ Arbiter::~Arbiter() {
 
 void Arbiter::bind(Request& request) {
   if (!request.set || request.set->stale) request.set = &set_of(request.subject, request.purpose);
+  if (!request.flow) request.flow = &flows_.find(*rules_, request.subject.tenant, request.subject.pool, request.subject.job);
   request.condition = nullptr;
   if (request.for_attempt) request.condition = &set_of(request.subject, Purpose::attempt);
 }
@@ -203,6 +212,8 @@ void Arbiter::configure(Scope& scope, const config::ShapingChoice& choice) {
       Counter& counter = counter_of(key, counted ? Counter::Kind::window : Counter::Kind::pace, rate);
       counter.rate = rate;
       counter.value = value;
+      counter.reserved = rules_->reserves() && key != Key::connect_rate && rate.period_ms >= kHourMs
+                             ? static_cast<uint64_t>(rate.count) / kReservedParts : 0;
       if (!counted) {
         if (!counter.pace.limited()) counter.pace = RateLimiter({rate.count, rate.period_ms + kGrantNs / 1'000'000});
         continue;
@@ -238,7 +249,7 @@ Counter* Arbiter::blocking(const Request& request, const Counter* served) {
       for (auto& each : scope->counters) {
         Counter& counter = *each;
         if (!counter.value || !counter.counts(set.purpose)) continue;
-        int64_t at = counter.allowed_at(now(), counter.weight(request));
+        int64_t at = counter.allowed_at(now(), request);
         if (at <= now() && (counter.waiting.empty() || &counter == served)) continue;
         if (at > last_at) {
           last = &counter;
@@ -282,7 +293,6 @@ bool Arbiter::submit(Request& request) {
 void Arbiter::park(Request& request, Counter& at) {
   request.waits_for = &at;
   at.waiting.push_back(request);
-  ++at.waiting_count;
   if (at.kept) persist(at);
   arm(at);
 }
@@ -290,8 +300,7 @@ void Arbiter::park(Request& request, Counter& at) {
 void Arbiter::cancel(Request& request) {
   Counter* counter = request.waits_for;
   if (!counter) return;
-  request.wait_link.unlink();
-  --counter->waiting_count;
+  counter->waiting.remove(request);
   request.waits_for = nullptr;
   // It may have been in the way of others.
   if (!counter->waiting.empty()) io_.timers().arm(counter->timer, now());
@@ -301,7 +310,10 @@ void Arbiter::cancel(Request& request) {
 void Arbiter::arm(Counter& counter) {
   Request* first = counter.waiting.front();
   if (!first) return;
-  int64_t at = counter.allowed_at(now(), counter.weight(*first));
+  int64_t at = counter.allowed_at(now(), *first);
+  if (Request* other = counter.reserved > 0 ? counter.waiting.transactional_front() : nullptr) {
+    at = std::min(at, counter.allowed_at(now(), *other));
+  }
   if (at == INT64_MAX && counter.key == Key::connections) {
     // They come back sooner when those that idle are ended.
     if (on_contended && counter.recalled_at + kRecallNs <= now()) {
@@ -321,12 +333,18 @@ void Arbiter::arm(Counter& counter) {
 void Arbiter::serve(Counter& counter) {
   while (Request* request = counter.waiting.front()) {
     Counter* other = blocking(*request, &counter);
+    if (other == &counter && counter.reserved > 0 && !request->flow->transactional) {
+      // What bulk mail may not have is still there for the others.
+      request = counter.waiting.transactional_front();
+      if (!request) break;
+      other = blocking(*request, &counter);
+    }
     if (other == &counter) break;
     // The attempt that a connection waited for could have gone. Others will take it before there is a slot, so
     // from now on the slot is all that is waited for.
     if (!counter.counts(request->purpose)) request->condition = nullptr;
-    request->wait_link.unlink();
-    --counter.waiting_count;
+    if (!other) counter.waiting.served(*request, turn_cost(request->octets));
+    counter.waiting.remove(*request);
     request->waits_for = nullptr;
     if (other) {
       park(*request, *other);
@@ -341,7 +359,7 @@ void Arbiter::serve(Counter& counter) {
 bool Arbiter::wanted(const ScopeSet& set) {
   for (const Scope* scope : set.scopes) {
     for (const auto& counter : scope->counters) {
-      if (counter->key != Key::connections || counter->waiting_count <= counter->leaving) continue;
+      if (counter->key != Key::connections || counter->waiting.size() <= counter->leaving) continue;
       ++counter->leaving;
       return true;
     }
@@ -387,7 +405,10 @@ void Arbiter::release(const Release& release) {
 // ---- reload
 
 void Arbiter::adopt(std::shared_ptr<const config::Shaping> rules) {
-  ask_anew([&] { rules_ = std::move(rules); });
+  ask_anew([&] {
+    rules_ = std::move(rules);
+    flows_.adopt(*rules_);
+  });
 }
 
 // Around a change of what holds for whom. Slots that are out belong to the scopes they were counted in; sets that have
@@ -401,11 +422,12 @@ void Arbiter::ask_anew(const std::function<void()>& change) {
     for (auto& counter : scope->counters) {
       counter->value = nullptr;
       counter->timer.cancel();
-      while (Request* request = counter->waiting.pop_front()) {
-        request->waits_for = nullptr;
-        waiting.push_back(request);
-      }
-      counter->waiting_count = 0;
+      counter->waiting.each([&](Request& request) {
+        request.waits_for = nullptr;
+        waiting.push_back(&request);
+        return true;
+      });
+      counter->waiting.clear();
     }
   }
   std::unordered_map<std::string, config::ShapingChoice> choices;
@@ -553,9 +575,9 @@ std::vector<LimitRow> Arbiter::describe(const Subject& subject, Purpose purpose)
       row.used = counter->kind == Counter::Kind::slots    ? counter->used
                  : counter->kind == Counter::Kind::window ? counter->window->used(now())
                                                           : 0;
-      int64_t at = counter->allowed_at(now(), 1);
+      int64_t at = counter->allowed_at(now(), 1, 1);
       row.free_at = at <= now() ? 0 : at;
-      row.waiting = counter->waiting_count;
+      row.waiting = counter->waiting.size();
     }
   }
   return rows;

@@ -5,7 +5,8 @@
 //   request ---> every counter of every scope has room? ---yes---> charged, granted
 //                     | no
 //                     v
-//            waits at the counter that will be free last, first come first served;
+//            waits at the counter that will be free last, in the order of turns.h: transactional mail first,
+//            tenants and jobs by their weights, first come first served within a job;
 //            a timer (rates) or a release (slots) serves the counter's list again
 //
 // Contract: a Request stays in place and unchanged from submit() until it is granted. A grant is to be
@@ -32,6 +33,7 @@
 #include "reactor/mailbox.h"
 #include "shaping/rate.h"
 #include "shaping/scopes.h"
+#include "shaping/turns.h"
 #include "shaping/window.h"
 
 namespace millrace::shaping {
@@ -71,7 +73,8 @@ struct Request : reactor::Letter {
   void* owner = nullptr;
   void (*granted)(void* owner, Request& request) = nullptr;
 
-  // The arbiter's own.
+  // The arbiter's own. Whoever renames the subject takes the flow away.
+  const Flow* flow = nullptr;
   Link wait_link;
   Counter* waits_for = nullptr;
   ScopeSet* condition = nullptr;
@@ -173,6 +176,7 @@ class Arbiter {
   std::unordered_map<std::string, std::unique_ptr<ScopeSet>> sets_;
   std::unordered_map<std::string, std::string> recovered_;  // budgets whose scope has not been met yet
   std::unordered_map<std::string, std::unique_ptr<Mode>> modes_;  // of those that are backed off, by the pair's name
+  Flows flows_;
   std::vector<ScopeRef> found_;  // scratch
   std::string key_;
   Write write_;

@@ -131,6 +131,7 @@ struct Shaping {
   bool counted() const {
     return on && (attempts.limited() || accepted.limited() || addressed.limited() || octets.limited());
   }
+  unsigned tenants = 0;     // mail is of three tenants and two jobs, with weights and priorities of this draw
   std::string text() const;
 };
 
@@ -160,6 +161,13 @@ std::string Shaping::text() const {
     text += "[source.\"192.0.2.1\"]\n";
     number("connections", source);
   }
+  if (tenants > 0) {
+    text += "[[rule]]\nmatch = { sender = \"s*1@*\" }\ntenant = \"one\"\njob = \"a\"\n";
+    text += "[[rule]]\nmatch = { sender = \"s*2@*\" }\ntenant = \"one\"\njob = \"b\"\n";
+    text += "[[rule]]\nmatch = { sender = \"s*3@*\" }\ntenant = \"two\"\n";
+    text += fmt::format("[tenant.one]\nweight = {}\n[tenant.two]\npriority = \"{}\"\n[job.a]\nweight = {}\npriority = \"{}\"\n",
+                        1 + tenants % 5, tenants % 2 ? "transactional" : "bulk", 1 + tenants % 3, tenants % 4 > 1 ? "transactional" : "bulk");
+  }
   return text;
 }
 
@@ -170,6 +178,7 @@ void set_shaping(config::Config& config, const Shaping& shaping) {
 }
 
 void draw_connections(Shaping& shaping, Prng& chance) {
+  if (shaping.tenants > 0) shaping.tenants = static_cast<unsigned>(1 + chance.below(60));
   auto some = [&](unsigned& limit) {
     if (limit > 0) limit = static_cast<unsigned>(1 + chance.below(8));
   };
@@ -367,6 +376,7 @@ Plan make_plan(uint64_t seed, const Less& less) {
     if (further.chance(0.25)) shaping.in_flight = static_cast<unsigned>(1 + further.below(5));
     // So that a transaction's first line leaves when it is begun, and does not wait behind other octets.
     if (shaping.counted()) plan.most_bytes = std::min<size_t>(plan.most_bytes, 4'000);
+    if (more.chance(0.6)) shaping.tenants = static_cast<unsigned>(1 + more.below(60));
   }
   set_shaping(config, plan.shaping);
   std::erase_if(plan.acts, [&](const Act& at) {

@@ -307,6 +307,40 @@ pool = "bulk"
   }
 }
 
+TEST(Standing, TheJobDecidesOverThePoolAndThePoolOverTheTenant) {
+  auto rules = read(R"(
+[tenant."*"]
+weight = 2
+[tenant.acme]
+weight = 5
+priority = "transactional"
+[pool.bulk]
+priority = "bulk"
+[job.receipts]
+weight = 7
+priority = "transactional"
+)");
+  EXPECT_TRUE(rules->reserves());
+  EXPECT_FALSE(Shaping::built_in()->reserves());
+  auto standing = rules->standing("acme", "", "");
+  EXPECT_EQ(standing.tenant_weight, 5u);
+  EXPECT_EQ(standing.job_weight, 1u);
+  EXPECT_TRUE(standing.transactional);
+  EXPECT_FALSE(rules->standing("acme", "bulk", "news").transactional);
+  standing = rules->standing("other", "bulk", "receipts");
+  EXPECT_EQ(standing.tenant_weight, 2u);
+  EXPECT_EQ(standing.job_weight, 7u);
+  EXPECT_TRUE(standing.transactional);
+  EXPECT_EQ(rules->standing("", "", "").tenant_weight, 1u);
+}
+
+TEST(Standing, WrongWeightsAndPrioritiesAreNamed) {
+  EXPECT_EQ(error_of("[tenant.a]\nweight = 0\n"),
+            "shaping.toml:2: weight: expects a number from 1 to 1000; of two that have mail, one with 3 sends three for each of one with 1");
+  EXPECT_EQ(error_of("[job.a]\npriority = \"high\"\n"), "shaping.toml:2: priority: expects \"transactional\" or \"bulk\"");
+  EXPECT_NE(error_of("[pool.a]\nweight = 2\n").find("unknown key in [pool.a] 'weight'"), std::string::npos);
+}
+
 TEST(Pools, WeighTheirSourcesAndAMessageStaysWithItsOwn) {
   auto rules = read(R"(
 [pool.bulk]
