@@ -707,7 +707,8 @@ void Scheduler::pump(Site& site, unsigned source) {
   // Before its permit is asked for, which is good for less time than a look-up takes.
   const bool asked = group.permit && group.permit->state != Permit::State::none;
   if (coming < work && group.open < limit && group.probing() && !asked) {
-    Destination* first = group.ready.front();
+    SubQueue* next = group.ready.front();
+    Destination* first = next ? next->destination : nullptr;
     if (first && now() >= first->route_until && !first->hold.active(now())) {
       if (!std::exchange(first->resolving, true)) context_.agent.resolve(*first);
       return;  // on_route() comes back here
