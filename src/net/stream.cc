@@ -175,7 +175,8 @@ void Stream::start_tls(std::unique_ptr<tls::Engine> engine) {
 
 // Sends what the engine has to say and, behind it, as much of the current send as makes a batch.
 void Stream::pump_tls() {
-  if (send_.pending() || plain_tail_ || failed_ || send_shut_ || state_ != State::open) return;
+  // After a send that failed (send_error_) nothing more leaves, whatever the peer's last words ask for.
+  if (send_.pending() || plain_tail_ || failed_ || send_shut_ || send_error_ != 0 || state_ != State::open) return;
   ASSERT(wire_.empty() && records_.empty());
   std::string& output = tls_->output();
   if (sending_ && !parts_.empty() && !output.empty() && output.capacity() < kKeptWire) output.reserve(kKeptWire);
@@ -312,7 +313,7 @@ void Stream::close(bool reset) {
   ASSERT(state_ != State::idle);
   reset_ = reset_ || reset;
   if (state_ == State::closing) return;
-  if (tls_ && !reset_ && !send_.pending() && !send_shut_) {
+  if (tls_ && !reset_ && !send_.pending() && !send_shut_ && send_error_ == 0) {
     // Our alert or close_notify, as far as the kernel takes it at once: the cancel follows.
     tls_->close();
     wire_.swap(tls_->output());

@@ -397,6 +397,24 @@ TEST_P(NetTest, TheLastWordsOfAPeerAreReadThoughOurSendFailed) {
   ASSERT_TRUE(until([&] { return near.closed == 1 && peer.closed == 1; }));
 }
 
+// Whatever comes first: with TLS the last words bring the engine to speak, and nothing of it can leave any more.
+TEST_P(NetTest, TheLastWordsOfAPeerMayComeBeforeOrAfterTheErrorOfOurSend) {
+  for (int64_t gap_us : {0, 20, 100, 500, 2'000, 10'000}) {
+    Peer near(*io), peer(*far);
+    connect(near, peer);
+    peer.stream.pause();
+    near.send(pattern(4 << 20));
+    world.run_for(kSecond);
+    peer.send(pattern(60'000));
+    world.run_for(gap_us * 1'000);
+    peer.close();
+    ASSERT_TRUE(until([&] { return !near.ends.empty() && near.ends.back() != 0; }));
+    EXPECT_EQ(near.sent, 0);
+    near.close();
+    ASSERT_TRUE(until([&] { return near.closed == 1 && peer.closed == 1; }));
+  }
+}
+
 TEST_P(NetTest, ASilentPeerIsFoundOutOnlyByTheSender) {
   Peer near(*io), peer(*far);
   connect(near, peer);
