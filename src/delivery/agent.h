@@ -85,6 +85,13 @@ class DeliveryAgent final : public queue::Agent {
   std::vector<std::unique_ptr<Connection>> connections_;
   AddressHolds holds_;
   CloseLimits close_limits_;
+  // Of a (site, source): how many of its next connections go in the clear, because all hosts refused TLS to as many, and
+  // what the last one said. Connections of their own, so that what limits connections and their rate counts them.
+  struct Fallback {
+    uint32_t connections = 0;
+    std::string refusal;
+  };
+  std::map<std::pair<const queue::Site*, unsigned>, Fallback> fallbacks_;
   void make_tls_context();
   struct Resolving;
   void resolved(const std::shared_ptr<Resolving>& both);

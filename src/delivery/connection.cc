@@ -113,6 +113,7 @@ void Connection::on_start_or_wake() {
               return !agent_.holds_.usable(source_index_, address, io_.now());
             });
       }
+      in_the_clear_ = take_fallback();
       return try_next();
     case State::connecting:
       if (retired_) io_.cancel(connect_);
@@ -168,7 +169,8 @@ void Connection::try_next() {
     return;
   }
 
-  if (begin_fallback() || begin_without_requiretls()) return try_next();
+  if (leave_to_fallback()) return finish();
+  if (begin_without_requiretls()) return try_next();
   if (end_.stage == Stage::none) {
     // Not one was tried.
     end_.stage = Stage::connect;
@@ -314,12 +316,15 @@ bool Connection::may_fall_back(const TlsPolicy& policy) const {
   return policy.not_required || !agent_.tls_memory_.remembers(site_key_, io_.wall_ms());
 }
 
-// All targets have been tried: the same ones again in the clear, if each that answered refused TLS or failed
-// at it with an alert, and nothing forbids it.
-bool Connection::begin_fallback() {
+// All targets have been tried: the next connection tries them in the clear, if each that answered refused TLS or
+// failed at it with an alert, and nothing forbids it. To go on here would be a connection that no rate counts.
+bool Connection::leave_to_fallback() {
   if (in_the_clear_ || retired_ || tls_unclear_ || !tls_refused_somewhere_) return false;
-  in_the_clear_ = true;
-  next_target_ = 0;
+  DeliveryAgent::Fallback& fallback = agent_.fallbacks_[{site, source_index_}];
+  ++fallback.connections;
+  fallback.refusal = tls_refusal_;
+  end_ = {};
+  end_.cause = LaneEnd::Cause::idle;
   return true;
 }
 
@@ -361,6 +366,16 @@ void Connection::note_requiretls_end() {
   } else {
     undecided_ = true;
   }
+}
+
+// Whether this is such a connection. What is asked of TLS may have changed since.
+bool Connection::take_fallback() {
+  const auto at = agent_.fallbacks_.find({site, source_index_});
+  if (at == agent_.fallbacks_.end()) return false;
+  tls_refusal_ = at->second.refusal;
+  if (--at->second.connections == 0) agent_.fallbacks_.erase(at);
+  return std::any_of(targets_.list.begin(), targets_.list.begin() + static_cast<ptrdiff_t>(targets_.count),
+                     [this](const dns::Target& target) { return may_fall_back(tls_policy(*config_, *route_, *target.host)); });
 }
 
 void Connection::begin_tls() {

@@ -66,7 +66,8 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   void finish();  // destroys *this
   SessionOptions session_options() const;
   bool may_fall_back(const TlsPolicy& policy) const;
-  bool begin_fallback();
+  bool leave_to_fallback();
+  bool take_fallback();
   void note_tls_end(Ending ending);
   void begin_tls();
 
@@ -120,7 +121,7 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   TlsPolicy tls_policy_;            // of the present target
   const config::HopCredentials* credentials_ = nullptr;  // for it; in config_
   std::string tls_session_key_;
-  bool in_the_clear_ = false;       // every host tried refused TLS or failed at it: once more without
+  bool in_the_clear_ = false;       // every host refused TLS to an earlier connection, or failed at it: now without
   std::string tls_refusal_;         // what the last of them said
   bool tls_refused_somewhere_ = false;
   bool tls_unclear_ = false;        // one was silent, or cut off, or must not be sent to in the clear

@@ -126,11 +126,24 @@ TEST_F(TlsTest, WhenEveryHostRefusesMailGoesInTheClear) {
   first.script = with_starttls("454 4.7.0 TLS not available\r\n");
   second.script = with_starttls("502 5.5.1 what\r\n");
   send_one();
+  EXPECT_EQ(queue_.outcomes(), "");
+  ASSERT_EQ(queue_.ends.size(), 1u);
+  EXPECT_EQ(queue_.ends[0].cause, LaneEnd::Cause::idle) << "nothing is held";
+  EXPECT_EQ(first.sessions.size(), 1u) << "in the clear it is another connection, which rates and limits count";
+  open();
+  ASSERT_TRUE(run_until_closed(2));
   ASSERT_EQ(queue_.outcomes(), "[delivered]");
   EXPECT_EQ(attempt().tls_reason, "502 5.5.1 what");
   EXPECT_EQ(second.sessions.size(), 1u);
   EXPECT_EQ(first.sessions.size(), 2u) << "the first again, in the clear";
   EXPECT_EQ(first.messages.size(), 1u);
+  // The one after it asks for TLS again.
+  add("two\r\n");
+  first.script = with_starttls();
+  open();
+  ASSERT_TRUE(run_until_closed(3));
+  EXPECT_EQ(queue_.outcomes(), "[delivered][delivered]");
+  EXPECT_EQ(attempt().tls_version, "TLSv1.3");
 }
 
 TEST_F(TlsTest, AHostWithTlsGoesAheadOfAnotherInTheClear) {
@@ -460,6 +473,10 @@ class RequireTlsTest : public DaneTest {
     mail.message->envelope.reverse_path = reverse_path;
     resolve("dest.example");
     if (destination_.route->verdict != dns::Verdict::usable) return;
+    open();
+    ASSERT_TRUE(run_until_closed(queue_.ends.size() + 1));
+    // In the clear after a refused STARTTLS it is another connection, as the queue makes it.
+    if (queue_.queue.empty() || queue_.ends.back().cause != LaneEnd::Cause::idle) return;
     open();
     ASSERT_TRUE(run_until_closed(queue_.ends.size() + 1));
   }
