@@ -387,7 +387,7 @@ void Scheduler::answered(Permit& permit) {
     pump(*permit.site, permit.subject.source);
     if (permit.purpose == shaping::Purpose::connect && permit.state == Permit::State::granted &&
         permit.site->slot_link.linked()) {
-      keep_slot(*permit.site);
+      keep_slot(*permit.site, permit.subject.source);
     }
     return;
   }

@@ -715,7 +715,8 @@ void Scheduler::pump(Site& site, unsigned source) {
     }
   }
   while (coming < work && group.open < limit) {
-    if (lanes_open_ + (owed_ && owed_ != &site) >= share) {
+    const bool owed = owed_ == &site && owed_source_ == source;
+    if (lanes_open_ + (owed_ && !owed) >= share) {
       // The next lane that closes, whatever its site, makes room here.
       if (!site.slot_link.linked()) slot_waiters_.push_back(site);
       return;
@@ -743,7 +744,7 @@ void Scheduler::pump(Site& site, unsigned source) {
     }
     if (group.limited && !connection_permitted(site, source)) return;
     connect_rate.charge(now());
-    if (owed_ == &site) owed_ = nullptr;
+    if (owed) owed_ = nullptr;
     ++group.open;
     ++all.open_all;
     ++group.connecting;
@@ -1230,9 +1231,10 @@ void Scheduler::pump_kin(Site& site, unsigned source) {
   pump(site, source);
 }
 
-void Scheduler::keep_slot(Site& site) {
+void Scheduler::keep_slot(Site& site, unsigned source) {
   if (owed_) return;
   owed_ = &site;
+  owed_source_ = source;
   context_.io.timers().arm(owed_timer_, now() + kOwed);
 }
 

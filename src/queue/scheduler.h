@@ -244,7 +244,7 @@ class Scheduler final : public Dispatcher, public Intake {
   void lend(Site& site, unsigned source);
   // Slots of --total-connections.
   void serve_slot_waiters();
-  void keep_slot(Site& site);
+  void keep_slot(Site& site, unsigned source);
   void forget_owed();
   void on_borrowed(reactor::Letter& letter);
   void on_returned(reactor::Letter& letter);
@@ -399,9 +399,10 @@ class Scheduler final : public Dispatcher, public Intake {
   IntrusiveList<Message, &Message::resident_link> residents_;
   IntrusiveList<AdmissionWaiter, &AdmissionWaiter::link> waiters_;
   IntrusiveList<Site, &Site::slot_link> slot_waiters_;  // mail waits for --total-connections
-  // One of them was permitted a connection while there was no slot: the next slot is kept for it, until it is permitted
-  // one again. Else sites that need no permit would always be quicker.
+  // One of them was permitted a connection from this source while there was no slot: the next slot is kept for it, until
+  // it is permitted one again. Else those that need no permit would always be quicker; its other sources are such, too.
   Site* owed_ = nullptr;
+  unsigned owed_source_ = 0;
   reactor::Timer owed_timer_;
   IntrusiveList<Site, &Site::load_link> load_waiters_;  // a free lane waits for room to read mail back
   reactor::Deferred loads_freed_;
