@@ -98,7 +98,8 @@ bool Scheduler::paused(const Attempt& borrowed) const {
   return std::any_of(pauses_.begin(), pauses_.end(), [&](const PauseRule& rule) {
     const Filter& filter = rule.filter;
     return (filter.id.empty() || filter.id == message.id) && of(filter.domain, borrowed.subject.domain) &&
-           of(filter.job, envelope.job) && of(filter.tenant, envelope.tenant) && of(filter.account, envelope.account) && of(filter.sender, envelope.reverse_path);
+           of(filter.job, envelope.job) && of(filter.tenant, envelope.tenant) && of(filter.account, envelope.account) &&
+           of(filter.sender, envelope.reverse_path);
   });
 }
 
