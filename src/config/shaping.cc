@@ -192,8 +192,9 @@ class ShapingReader {
       } else if (name == "tenant") {
         each(table, "tenant", "tenant", [&](const toml::key& at, const toml::table& one, std::string title) {
           std::string tenant(at.str());
-          read_section(one, title, to_.tenants_[tenant], kMailKeys, {"provider", "weight", "priority"});
+          read_section(one, title, to_.tenants_[tenant], kMailKeys, {"provider", "weight", "priority", "intake-rate"});
           read_share(one, to_.tenant_shares_[tenant]);
+          read_intake(one, tenant);
           each(one, "provider", title + ".provider", [&](const toml::key& named, const toml::table& pair, std::string inner) {
             uses_.push_back({line_of(named), std::string(named.str())});
             read_section(pair, inner, to_.tenant_providers_[{tenant, std::string(named.str())}], kMailKeys, {});
@@ -491,6 +492,16 @@ class ShapingReader {
         to.transactional = *text == "transactional";
         to_.reserves_ |= to.transactional;
       }
+    }
+  }
+
+  void read_intake(const toml::table& table, const std::string& tenant) {
+    static constexpr KeyRow kIntake{Key::recipient_rate, "intake-rate", Kind::rates, false};
+    for (const auto& [key, node] : table) {
+      if (key.str() != kIntake.name) continue;
+      ShapingValue value;
+      read_value(kIntake, key, node, value);
+      to_.intakes_[tenant] = {value.given, std::move(value.rates)};
     }
   }
 
@@ -922,6 +933,13 @@ ShapingChoice Shaping::named(const Sections& sections, std::string_view name) {
   if (auto any = sections.find("*"); any != sections.end()) layer(choice, any->second);
   if (auto at = sections.find(name); at != sections.end()) layer(choice, at->second);
   return choice;
+}
+
+const IntakeRates* Shaping::intake(std::string_view tenant) const {
+  if (intakes_.empty() || tenant.empty()) return nullptr;
+  auto at = intakes_.find(tenant);
+  if (at == intakes_.end() || !at->second.said) at = intakes_.find("*");
+  return at == intakes_.end() ? nullptr : &at->second;
 }
 
 Standing Shaping::standing(std::string_view tenant, std::string_view pool, std::string_view job) const {

@@ -75,6 +75,11 @@ struct Share {
   bool priority_said = false;
   bool transactional = false;
 };
+// What a tenant may hand in: recipients of accepted messages over sliding windows.
+struct IntakeRates {
+  bool said = false;
+  std::vector<Rate> rates;  // empty: none
+};
 struct Standing {
   uint32_t tenant_weight = 1, job_weight = 1;
   bool transactional = false;
@@ -167,6 +172,8 @@ class Shaping {
 
   // Weights of [tenant.NAME] and [job.NAME]; the priority of the job, else of the pool, else of the tenant.
   Standing standing(std::string_view tenant, std::string_view pool, std::string_view job) const;
+  // nullptr: nothing is said.
+  const IntakeRates* intake(std::string_view tenant) const;
   // Whether any mail is transactional: then a tenth of each budget of an hour or longer is kept for it.
   bool reserves() const { return reserves_; }
 
@@ -210,6 +217,7 @@ class Shaping {
   std::map<unsigned, ShapingSection> default_sources_;
   Sections domains_, pools_, tenants_, jobs_;
   using Shares = std::map<std::string, Share, std::less<>>;
+  std::map<std::string, IntakeRates, std::less<>> intakes_;  // by tenant
   Shares pool_shares_, tenant_shares_, job_shares_;
   bool reserves_ = false;
   struct Weight {

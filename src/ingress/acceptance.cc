@@ -7,6 +7,7 @@
 
 #include "config/shaping.h"
 #include "config/values.h"
+#include "events/json.h"
 #include "mail/mailbox_list.h"
 #include "queue/state.h"
 #include "smtp/rewrite.h"
@@ -171,6 +172,10 @@ Submission& Acceptance::begin() {
 }
 
 void Acceptance::refund(Submission& submission) {
+  if (submission.quota_charged > 0) {
+    context_.quotas->refund(submission.message->envelope.tenant, std::exchange(submission.quota_charged, 0),
+                            submission.quota_charged_at, context_.io.now());
+  }
   if (submission.charged == 0) return;
   context_.accounts->refund(submission.message->envelope.account, submission.charged, submission.charged_at,
                             context_.io.now());
@@ -191,7 +196,7 @@ void Acceptance::release(Submission& submission) {
   submission.message = {};
   submission.owner = nullptr;
   submission.done = nullptr;
-  submission.charged = 0;
+  submission.charged = submission.quota_charged = 0;
   submission.append_.pieces.clear();
   submission.append_.status = success();
   submission.append_.close_silently = false;
@@ -341,6 +346,26 @@ smtp::Reply Acceptance::check_account(queue::Message& message, const config::Acc
   return {};
 }
 
+// What the tenant may hand in. Its tenant is known only now, so the whole message is refused.
+smtp::Reply Acceptance::charge_quota(Submission& submission, const config::Config& config) {
+  const mail::Envelope& envelope = submission.message->envelope;
+  if (envelope.tenant.empty() || !config.shaping_rules || !context_.quotas) return {};
+  const config::IntakeRates* intake = config.shaping_rules->intake(envelope.tenant);
+  if (!intake || intake->rates.empty()) return {};
+  int64_t now = context_.io.now(), wall_ms = context_.io.wall_ms();
+  auto refusal = context_.quotas->charge(envelope.tenant, intake->rates, envelope.recipients.size(), now, wall_ms);
+  if (!refusal) {
+    submission.quota_charged = envelope.recipients.size();
+    submission.quota_charged_at = now;
+    return {};
+  }
+  char time[events::kTimeSize];
+  events::format_time(refusal->until_ms, time);
+  text_ = fmt::format("The {} recipients of tenant {} are used up; more from {} on", config::print_rate(refusal->rate), envelope.tenant,
+                      std::string_view(time, sizeof time));
+  return {452, {4, 7, 1}, text_};
+}
+
 smtp::Reply Acceptance::refuse(Submission& submission, const Origin& origin, uint64_t& counter,
                                uint16_t code, mail::EnhancedStatus status, std::string_view text) {
   ++counter;
@@ -419,6 +444,10 @@ smtp::Reply Acceptance::submit(Submission& submission, const Settings& settings,
     if (wrong.code != 0) {
       return refuse(submission, origin, stats.rejected_account, wrong.code, wrong.status, wrong.text);
     }
+  }
+
+  if (smtp::Reply full = charge_quota(submission, config); full.code != 0) {
+    return refuse(submission, origin, stats.rejected_quota, full.code, full.status, full.text);
   }
 
   mail::ReceivedFields received;

@@ -59,6 +59,8 @@ class Submission {
   // Recipients that were charged to the account's budgets, and when: given back unless it is accepted.
   uint64_t charged = 0;
   int64_t charged_at = 0;
+  uint64_t quota_charged = 0;  // the same of the tenant's quota
+  int64_t quota_charged_at = 0;
   Link link;              // on the owner's list
 
  private:
@@ -133,6 +135,7 @@ class Acceptance {
  private:
   void take_raw(Submission& submission, smtp::IntakeFacts& facts);
   bool rewrite(Submission& submission);
+  smtp::Reply charge_quota(Submission& submission, const config::Config& config);
   smtp::Reply check_account(queue::Message& message, const config::Account& account, const mail::HeaderScan& scan);
   void refund(Submission& submission);
   smtp::Reply apply_metadata(queue::Message& message, const Settings& settings,

@@ -7,6 +7,7 @@
 #include "ingress/accounts.h"
 #include "ingress/connection_limits.h"
 #include "ingress/password_checker.h"
+#include "ingress/quotas.h"
 #include "ingress/stats.h"
 #include "mail/spool_id.h"
 #include "queue/intake.h"
@@ -29,6 +30,7 @@ struct Context {
   Accounts* accounts = nullptr;          // of all shards
   PasswordChecker* passwords = nullptr;  // the same
   reactor::Mailbox* mailbox = nullptr;   // the shard's
+  Quotas* quotas = nullptr;              // of tenants, of all shards
 };
 
 }  // namespace millrace::ingress

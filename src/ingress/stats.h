@@ -33,6 +33,7 @@ struct Stats {
   uint64_t auth_failed = 0;            // 535
   uint64_t auth_shut_out = 0;          // 454: too many failures before
   uint64_t auth_busy = 0;              // 454: too many passwords are being checked
+  uint64_t rejected_quota = 0;         // 452: the tenant's intake-rate is used up
   uint64_t rejected_account = 0;       // sender, network, budget or freeze: 452, 450, 550, 553
 
   // ---- messages

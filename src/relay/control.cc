@@ -41,6 +41,10 @@ void Control::on_state(std::string_view key, std::string_view value) {
     }
     return;
   }
+  if (word == "quota") {
+    quotas_.recover(key.substr(slash + 1), value, shards_[0]->io().now(), shards_[0]->io().wall_ms());
+    return;
+  }
   if (word == "auth") {
     auth_secret_ = value;
     return;
@@ -79,6 +83,13 @@ void Control::learn_policy(const std::string& domain, const delivery::StsPolicy&
 void Control::write_account(const std::string& account) {
   reactor::Io& io = shards_[0]->io();
   for (ingress::Accounts::Record& record : accounts_.records(account, io.now(), io.wall_ms())) {
+    state().put_state(std::move(record.key), std::move(record.value), [](Status) {});
+  }
+}
+
+void Control::write_quota(const std::string& tenant) {
+  reactor::Io& io = shards_[0]->io();
+  for (ingress::Quotas::Record& record : quotas_.records(tenant, io.now(), io.wall_ms())) {
     state().put_state(std::move(record.key), std::move(record.value), [](Status) {});
   }
 }

@@ -7,7 +7,8 @@
 // Accounts that are frozen are held by a pause of their own.
 //
 // Keys in the spool's state: "account/f/NAME" with why it is frozen (the rest of "account/" is ingress/accounts.h's),
-// "auth/secret", "tls/HASH" (the site's, with the time), "mta-sts/DOMAIN", "pause/N", "delete/N", "bounce/N", each with the filter; N rises for ever.
+// "quota/" (ingress/quotas.h), "auth/secret", "tls/HASH" (the site's, with the time), "mta-sts/DOMAIN", "pause/N", "delete/N",
+// "bounce/N", each with the filter; N rises for ever.
 #pragma once
 
 #include <functional>
@@ -23,7 +24,8 @@ namespace millrace::relay {
 
 class Control final : public admin::Control {
  public:
-  Control(std::vector<std::unique_ptr<Shard>>& shards, ingress::Accounts& accounts) : shards_(shards), accounts_(accounts) {}
+  Control(std::vector<std::unique_ptr<Shard>>& shards, ingress::Accounts& accounts, ingress::Quotas& quotas)
+      : shards_(shards), accounts_(accounts), quotas_(quotas) {}
 
   // At recovery, before the shards start.
   void on_state(std::string_view key, std::string_view value);
@@ -38,6 +40,7 @@ class Control final : public admin::Control {
   void accounts_configured();
   // The numbers of an account have changed: writes them down. On shard 0.
   void write_account(const std::string& account);
+  void write_quota(const std::string& tenant);
   // An account's mail looks like somebody else's. On shard 0.
   void freeze_by_itself(const std::string& account, const std::string& why);
 
@@ -74,6 +77,7 @@ class Control final : public admin::Control {
 
   std::vector<std::unique_ptr<Shard>>& shards_;
   ingress::Accounts& accounts_;
+  ingress::Quotas& quotas_;
   struct Frozen {
     std::string why;
     uint64_t number = 0;  // of the schedulers' pause

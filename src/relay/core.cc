@@ -39,11 +39,15 @@ Core::Core(Parts parts) : config_(std::move(parts.config)), observers_(std::move
   for (unsigned number = 0; number < count; ++number) {
     reactor::Io& io = *parts.ios[number];
     shards_.push_back(std::make_unique<Shard>(
-        Shard::Parts{io, number, count, config_, limits_, accounts_, *passwords_, policies_.get(), observers_, std::move(parts.transports[number])}));
+        Shard::Parts{io, number, count, config_, limits_, accounts_, quotas_, *passwords_, policies_.get(), observers_,
+                     std::move(parts.transports[number])}));
   }
-  control_ = std::make_unique<Control>(shards_, accounts_);
+  control_ = std::make_unique<Control>(shards_, accounts_, quotas_);
   accounts_.on_changed = [this](const std::string& account) {
     Call::post(shards_[0]->mailbox(), [this, account] { control_->write_account(account); });
+  };
+  quotas_.on_changed = [this](const std::string& tenant) {
+    Call::post(shards_[0]->mailbox(), [this, tenant] { control_->write_quota(tenant); });
   };
   accounts_.on_suspicious = [this](const std::string& account, const std::string& why) {
     Call::post(shards_[0]->mailbox(), [this, account, why] { control_->freeze_by_itself(account, why); });

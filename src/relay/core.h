@@ -67,6 +67,7 @@ class Core {
   std::vector<EventObserver> observers_;
   ingress::ConnectionLimits limits_;
   ingress::Accounts accounts_;
+  ingress::Quotas quotas_;
   std::unique_ptr<ingress::PasswordChecker> passwords_;
   std::unique_ptr<delivery::StsFetcher> policies_;
   std::vector<std::unique_ptr<Shard>> shards_;

@@ -22,7 +22,7 @@ void EventTee::emit(uint64_t sequence, const events::Event& event) {
 
 Shard::Shard(Parts parts)
     : io_(parts.io), number_(parts.number), shards_(parts.shards), config_(std::move(parts.config)),
-      limits_(parts.limits), accounts_(parts.accounts), passwords_(parts.passwords), mailbox_(io_), tee_(config_->hostname, parts.observers),
+      limits_(parts.limits), accounts_(parts.accounts), quotas_(parts.quotas), passwords_(parts.passwords), mailbox_(io_), tee_(config_->hostname, parts.observers),
       transport_(std::move(parts.transport)) {
   io_.on_wake = [this] { mailbox_.drain(); };
   cache_ = std::make_unique<dns::Cache>(io_, *transport_, dns::Cache::Options{.negative_ttl_ms = config_->dns_negative_ttl_ms});
@@ -50,7 +50,7 @@ void Shard::attach(std::unique_ptr<spool::Spool> spool) {
   spool_ = std::move(spool);
   context_ = std::make_unique<ingress::Context>(ingress::Context{
       io_, &config_, *spool_, *scheduler_, tee_, limits_, mail::SpoolIdMaker(io_.random(), number_), number_, {},
-      &accounts_, &passwords_, &mailbox_});
+      &accounts_, &passwords_, &mailbox_, &quotas_});
   ids_not_before(scheduler_->newest_ms());
   acceptance_ = std::make_unique<ingress::Acceptance>(*context_);
   injector_ = std::make_unique<ingress::Injector>(*acceptance_);
@@ -117,7 +117,7 @@ void Shard::add_status(RelayStatus& status) const {
   status.accepted += in.messages;
   status.bytes_accepted += in.bytes;
   status.rejected += in.rejected_relay + in.rejected_admission + in.rejected_size + in.rejected_bad_lines +
-                     in.rejected_headers + in.rejected_loop + in.rejected_spool + in.rejected_account;
+                     in.rejected_headers + in.rejected_loop + in.rejected_spool + in.rejected_account + in.rejected_quota;
   status.auth.succeeded += in.auth_succeeded;
   status.auth.failed += in.auth_failed;
   status.auth.shut_out += in.auth_shut_out;

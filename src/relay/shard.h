@@ -54,6 +54,7 @@ class Shard {
     config::Snapshot config;
     ingress::ConnectionLimits& limits;
     ingress::Accounts& accounts;
+    ingress::Quotas& quotas;
     ingress::PasswordChecker& passwords;
     delivery::StsFetcher* policies;  // nullptr: none are fetched
     const std::vector<EventObserver>& observers;
@@ -102,6 +103,7 @@ class Shard {
   config::Snapshot config_;
   ingress::ConnectionLimits& limits_;
   ingress::Accounts& accounts_;
+  ingress::Quotas& quotas_;
   ingress::PasswordChecker& passwords_;
   reactor::Mailbox mailbox_;
 

@@ -320,7 +320,7 @@ struct Rig {
   void start() {
     config = std::make_shared<const config::Config>(draft);
     context.emplace(Context{*io, &config, spool, intake, sink, *limits, mail::SpoolIdMaker(7, 0), 0, {}, accounts.get(),
-                            &passwords, &mailbox});
+                            &passwords, &mailbox, quotas.get()});
     acceptance.emplace(*context);
     listener.emplace(*context, *acceptance);
     std::vector<config::Listen> listen(2);
@@ -383,6 +383,7 @@ struct Rig {
   FakeSink sink;
   reactor::Mailbox mailbox;
   std::unique_ptr<Accounts> accounts = std::make_unique<Accounts>();
+  std::unique_ptr<Quotas> quotas = std::make_unique<Quotas>();
   InlineChecker passwords;
   // On the heap because of its alignment: GCC bug 110027, with AddressSanitizer.
   std::unique_ptr<ConnectionLimits> limits = std::make_unique<ConnectionLimits>();

@@ -298,6 +298,34 @@ job = "season"
   EXPECT_EQ(rig.message().envelope.job, "season") << "rules see the pool that the message came with";
 }
 
+TEST(Session, ATenantsQuotaRefusesWholeMessagesAndSaysWhenThereIsMore) {
+  Rig rig;
+  auto rules = config::Shaping::parse(R"(
+[[rule]]
+match = { sender = "*@example.org" }
+tenant = "acme"
+[tenant."*"]
+intake-rate = ["3/h", "50/d"]
+)", "shaping.toml", {});
+  ASSERT_TRUE(rules.ok()) << rules.error().text;
+  rig.draft.shaping_rules = *rules;
+  rig.start();
+  Client& client = rig.introduce();
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(starts(rig.submit(client, kPlain), "250 "));
+  std::string reply = rig.submit(client, kPlain);
+  EXPECT_TRUE(starts(reply, "452 4.7.1 The 3/h recipients of tenant acme are used up; more from 20")) << reply;
+  EXPECT_NE(reply.find("Z on"), reply.npos) << reply;
+  EXPECT_EQ(rig.stats().rejected_quota, 1u);
+  rig.world.run_for(3700 * kSecond);
+  Client& later = rig.introduce();
+  // What the disk does not take is given back.
+  rig.spool.fail_with = ENOSPC;
+  EXPECT_TRUE(starts(rig.submit(later, kPlain), "452 4.3.1"));
+  rig.spool.fail_with = 0;
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(starts(rig.submit(later, kPlain), "250 ")) << i;
+  EXPECT_TRUE(starts(rig.submit(later, kPlain), "452 4.7.1"));
+}
+
 TEST(Session, ALifetimeNeverLengthensAndMustBeReadable) {
   Rig rig;
   rig.start();
