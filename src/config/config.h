@@ -133,6 +133,7 @@ struct Config {
   std::string shaping;                        // file; empty: what is built in
   std::shared_ptr<const Shaping> shaping_rules;  // what it says; never null once parsed
   Rate connect_rate{5, 1000};                 // a site
+  uint32_t limit_share = 1;                   // 1/N: where N nodes send from the same sources
   bool destination_connections_given = false; // an explicit next hop obeys only what was given
   bool messages_per_connection_given = false;
   bool connect_rate_given = false;
@@ -162,6 +163,14 @@ struct Config {
   std::shared_ptr<const Credentials> accounts;            // null: AUTH is not offered
   std::shared_ptr<const HopCredentialsFile> hop_credentials;  // null: none
 };
+
+// One part in `parts` of a limit, rounded down, so that the parts together are never over it; but of connections at least
+// one, and of a rate one event in as many periods as it takes. `parts` 1: as it is.
+uint32_t part_of(uint32_t limit, uint32_t parts);
+Rate part_of(const Rate& rate, uint32_t parts);
+// What this node may do of --destination-connections and --connect-rate.
+inline uint32_t own_connections(const Config& config) { return part_of(config.destination_connections, config.limit_share); }
+inline Rate own_connect_rate(const Config& config) { return part_of(config.connect_rate, config.limit_share); }
 
 // All listeners in one list: --listen first.
 std::vector<Listen> listeners(const Config& config);

@@ -241,7 +241,7 @@ void derive(Config& config, std::vector<Origin>& origins, const System& system) 
 
 Status read_shaping(Config& config) {
   if (config.shaping.empty()) {
-    config.shaping_rules = *Shaping::parse({}, {}, config.sources, config.destination_rate);
+    config.shaping_rules = *Shaping::parse({}, {}, config.sources, config.destination_rate, config.limit_share);
     return success();
   }
   std::ifstream in(config.shaping, std::ios::binary);
@@ -251,7 +251,7 @@ Status read_shaping(Config& config) {
   if (in.bad() || content.bad() || std::filesystem::is_directory(config.shaping)) {
     return fail(fmt::format("--shaping {}: cannot be read as a file", config.shaping));
   }
-  auto rules = Shaping::parse(content.str(), config.shaping, config.sources, config.destination_rate);
+  auto rules = Shaping::parse(content.str(), config.shaping, config.sources, config.destination_rate, config.limit_share);
   if (!rules) return fail(rules.error());
   config.shaping_rules = std::move(*rules);
   return success();

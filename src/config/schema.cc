@@ -256,6 +256,22 @@ Result<std::string> parse_file(std::string_view given) {
 }
 std::string print_file(const std::string& path) { return path; }
 
+Row limit_share() {
+  Row row = make("limit-share", "1/N",
+                 "Where N nodes send from the same sources: each keeps to one part in N of the limits of connections and rates "
+                 "towards receivers, as docs/shaping.md tells.");
+  row.field.set = [](Config& config, std::string_view text) -> Status {
+    auto parts = text.starts_with("1/") ? parse_number(text.substr(2)) : Result<uint64_t>(fail(""));
+    if (!parts || *parts < 1 || *parts > 1000) {
+      return fail(fmt::format("'{}' is not a share; write 1/N with the number of nodes, 1 to 1000, such as 1/3", text));
+    }
+    config.limit_share = static_cast<uint32_t>(*parts);
+    return success();
+  };
+  row.field.get = [](const Config& config) { return std::vector{fmt::format("1/{}", config.limit_share)}; };
+  return row;
+}
+
 Row smarthost() {
   Row row = make("smarthost", "[smtps://]HOST:PORT",
                  "Sends all mail that no --route names to this host: no MX look-up, no "
@@ -545,6 +561,7 @@ std::vector<Field> make_schema() {
   add(rate("destination-rate", &C::destination_rate,
            "Messages (not recipients) to one routing domain."));
   add(rate("connect-rate", &C::connect_rate, "New connections to one site."));
+  add(limit_share());
   add(text("shaping", "FILE", &C::shaping,
            "Limits by provider, domain, source, pool, tenant and job, as docs/shaping.md tells.")
           .empty_means("what is built in for large receivers"));

@@ -812,6 +812,43 @@ void Shaping::add_built_in() {
   }
 }
 
+// Leaves us one part in `parts` of what is about more than one connection or transaction.
+void Shaping::divide(uint32_t parts) {
+  auto divide_rates = [&](std::vector<Rate>& rates) {
+    for (Rate& rate : rates) rate = part_of(rate, parts);
+  };
+  auto divide_section = [&](ShapingSection& section) {
+    for (size_t i = 0; i < kShapingKeys; ++i) {
+      const Key key = static_cast<Key>(i);
+      ShapingValue& value = section.values[i];
+      if (!value.given || (value.number == 0 && value.rates.empty())) continue;
+      if (key == Key::messages_per_connection || key == Key::recipients_per_transaction) continue;
+      value.where += fmt::format(", 1/{} of {}", parts, to_string(key, value));
+      if (value.number > 0) value.number = part_of(static_cast<uint32_t>(value.number), parts);
+      divide_rates(value.rates);
+    }
+  };
+  auto divide_all = [&](auto& sections) {
+    for (auto& [name, section] : sections) divide_section(section);
+  };
+  for (ShapingSection* one : {&default_, &back_off_.section, &any_source_}) divide_section(*one);
+  for (auto& provider : providers_) {
+    for (ShapingSection* one : {&provider->built_in, &provider->section, &provider->total, &provider->back_off.section}) {
+      divide_section(*one);
+    }
+    divide_all(provider->by_source);
+  }
+  divide_all(default_sources_);
+  divide_all(domains_);
+  divide_all(pools_);
+  divide_all(tenants_);
+  divide_all(jobs_);
+  divide_all(sources_);
+  divide_all(domain_sources_);
+  divide_all(tenant_providers_);
+  for (auto& [tenant, intake] : intakes_) divide_rates(intake.rates);
+}
+
 void Shaping::index() {
   for (const auto& provider : providers_) {
     for (const std::string& suffix : provider->suffixes) by_suffix_[suffix] = provider.get();
@@ -821,7 +858,8 @@ void Shaping::index() {
 }
 
 Result<std::shared_ptr<const Shaping>> Shaping::parse(std::string_view text, const std::string& file,
-                                                      const std::vector<Source>& sources, const Rate& destination_rate) {
+                                                      const std::vector<Source>& sources, const Rate& destination_rate,
+                                                      uint32_t limit_share) {
   auto shaping = std::make_shared<Shaping>();
   shaping->file_ = file;
   shaping->text_ = text;
@@ -843,6 +881,7 @@ Result<std::shared_ptr<const Shaping>> Shaping::parse(std::string_view text, con
     ShapingValue& any = shaping->domains_["*"][ShapingKey::attempt_rate];
     if (!any.given) any = {true, 0, {destination_rate}, "--destination-rate"};
   }
+  if (limit_share > 1) shaping->divide(limit_share);
   shaping->index();
   return std::shared_ptr<const Shaping>(std::move(shaping));
 }

@@ -149,9 +149,10 @@ bool matches_pattern(std::string_view pattern, std::string_view text);
 class Shaping {
  public:
   // The whole rules; `text` is the content of `file` (for messages). Empty text: what is built in. `destination_rate`
-  // is the attempt-rate of each domain for which the file gives none.
+  // is the attempt-rate of each domain for which the file gives none. `limit_share`: of each limit one part in so many.
   static Result<std::shared_ptr<const Shaping>> parse(std::string_view text, const std::string& file,
-                                                      const std::vector<Source>& sources, const Rate& destination_rate = {});
+                                                      const std::vector<Source>& sources, const Rate& destination_rate = {},
+                                                      uint32_t limit_share = 1);
   static std::shared_ptr<const Shaping> built_in() { return *parse({}, {}, {}); }
 
   // `hosts`: the MX hosts of the lowest preference, lower case. The recipient domain decides first, then a host
@@ -205,6 +206,7 @@ class Shaping {
   static void layer(ShapingChoice& choice, const ShapingSection& section);
   static ShapingChoice named(const Sections& sections, std::string_view name);
   void add_built_in();
+  void divide(uint32_t parts);
   void index();
 
   std::string file_, text_;

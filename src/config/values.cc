@@ -152,6 +152,15 @@ Result<Rate> parse_rate(std::string_view text) {
   return rate;
 }
 
+uint32_t part_of(uint32_t limit, uint32_t parts) { return std::max<uint32_t>(1, limit / std::max<uint32_t>(1, parts)); }
+
+Rate part_of(const Rate& rate, uint32_t parts) {
+  if (parts <= 1 || !rate.limited()) return rate;
+  double part = std::floor(rate.count / parts);
+  if (part >= 1) return {part, rate.period_ms};
+  return {1, static_cast<int64_t>(std::ceil(static_cast<double>(rate.period_ms) * parts / rate.count))};
+}
+
 std::string print_rate(const Rate& rate) {
   if (!rate.limited()) return "none";
   std::string period = print_duration_ms(rate.period_ms);

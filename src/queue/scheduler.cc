@@ -54,7 +54,7 @@ std::string_view to_string(Command command) {
 // A configuration that was not read by config/parse.h may come without.
 static std::shared_ptr<const config::Shaping> rules_of(const config::Config& config) {
   if (config.shaping_rules) return config.shaping_rules;
-  return *config::Shaping::parse({}, {}, config.sources, config.destination_rate);
+  return *config::Shaping::parse({}, {}, config.sources, config.destination_rate, config.limit_share);
 }
 
 Scheduler::Scheduler(Context context) : context_(std::move(context)), prng_(context_.io.random()) {
@@ -164,7 +164,7 @@ void Scheduler::report_stopped() {
 }
 
 void Scheduler::adopt(config::Snapshot config) {
-  const config::Rate before = this->config().connect_rate, after = config->connect_rate;
+  const config::Rate before = config::own_connect_rate(this->config()), after = config::own_connect_rate(*config);
   const bool same_rate = before.count == after.count && before.period_ms == after.period_ms &&
                          this->config().connect_rate_given == config->connect_rate_given;
   const bool same_tls = this->config().tls == config->tls && this->config().shaping == config->shaping &&
@@ -652,7 +652,7 @@ uint32_t Scheduler::share_of(uint32_t limit) const {
 
 // What the shaping file says is for all shards, and the arbiter sees to it.
 uint32_t Scheduler::connection_limit(const LaneGroup& group) const {
-  if (!group.connections_said) return share_of(config().destination_connections);
+  if (!group.connections_said) return share_of(config::own_connections(config()));
   return group.connections > 0 ? group.connections : config().total_connections;
 }
 
@@ -665,7 +665,7 @@ double Scheduler::first_window(const Site& site, const LaneGroup& group) const {
 
 // --connect-rate in whole connections a shard: fractions would let each begin one more than its part.
 void Scheduler::set_connect_rate(Site& site) const {
-  config::Rate rate = config().connect_rate;
+  config::Rate rate = config::own_connect_rate(config());
   site.connect_share = UINT32_MAX;
   site.connect_rate = {};
   if (!rate.limited() || (site.explicit_hop && !config().connect_rate_given)) return;
@@ -1038,8 +1038,8 @@ void Scheduler::lend(Site& site, unsigned source) {
     attempt->subject = {{}, {}, source, destination.domain, destination.pool, queue.tenant, queue.job};
     attempt->held_until = 0;
     // Every shard below all of these has a share of each.
-    uint32_t sharing = std::min(config().destination_connections, config().total_connections);
-    if (site.base->connect_share != UINT32_MAX) sharing = std::min(sharing, static_cast<uint32_t>(config().connect_rate.count));
+    uint32_t sharing = std::min(config::own_connections(config()), config().total_connections);
+    if (site.base->connect_share != UINT32_MAX) sharing = std::min(sharing, static_cast<uint32_t>(config::own_connect_rate(config()).count));
     const Peer& peer = peers_[context_.shard % sharing];
     attempt->address<&Scheduler::on_borrowed>(peer.scheduler);
     peer.mailbox->push(*attempt);

@@ -341,6 +341,43 @@ TEST(Standing, WrongWeightsAndPrioritiesAreNamed) {
   EXPECT_NE(error_of("[pool.a]\nweight = 2\n").find("unknown key in [pool.a] 'weight'"), std::string::npos);
 }
 
+TEST(LimitShare, EachNodeHasItsPartAndAllTogetherAreNeverOver) {
+  auto rules = Shaping::parse(R"(
+[default]
+connections = 10
+messages-per-connection = 100
+connect-rate = "5/s"
+[provider.gmail]
+attempt-rate = ["600/m", "20000/h"]
+byte-rate = "100M/h"
+[provider.gmail.backoff]
+attempt-rate = "5/m"
+[domain."small.example"]
+in-flight = 2
+attempt-rate = "2/h"
+message-rate = "none"
+[tenant."*"]
+intake-rate = "100/h"
+)", "shaping.toml", two_sources(), {90, 60'000}, 3);
+  ASSERT_TRUE(rules.ok()) << rules.error().text;
+  const Shaping& shared = **rules;
+  ShapingChoice any = shared.pair(nullptr, 0);
+  EXPECT_EQ(value(any, Key::connections), "3 from shaping.toml:3, 1/3 of 10");
+  EXPECT_EQ(value(any, Key::messages_per_connection), "100 from shaping.toml:4");
+  EXPECT_EQ(value(any, Key::connect_rate), "1/s from shaping.toml:5, 1/3 of 5/s");
+  ShapingChoice gmail = shared.pair(shared.provider("gmail"), 0);
+  EXPECT_EQ(value(gmail, Key::connections), "1 from built in, 1/3 of 5");
+  EXPECT_EQ(value(gmail, Key::attempt_rate), "200/m, 6666/h from shaping.toml:7, 1/3 of 600/m, 20000/h");
+  EXPECT_EQ(value(gmail, Key::byte_rate), "34952533/h from shaping.toml:8, 1/3 of 100M/h");
+  EXPECT_EQ(value(shared.backed_off(shared.provider("gmail"), 0), Key::attempt_rate), "1/m from shaping.toml:10, 1/3 of 5/m");
+  // Less than one for each.
+  EXPECT_EQ(value(shared.domain("small.example"), Key::in_flight), "1 from shaping.toml:12, 1/3 of 2");
+  EXPECT_EQ(value(shared.domain("small.example"), Key::attempt_rate), "1/1h30m from shaping.toml:13, 1/3 of 2/h");
+  EXPECT_EQ(value(shared.domain("small.example"), Key::message_rate), "none from shaping.toml:14");
+  EXPECT_EQ(value(shared.domain("other.example"), Key::attempt_rate), "30/m from --destination-rate, 1/3 of 90/m");
+  EXPECT_EQ(print_rate(shared.intake("acme")->rates.at(0)), "33/h");
+}
+
 TEST(Pools, WeighTheirSourcesAndAMessageStaysWithItsOwn) {
   auto rules = read(R"(
 [pool.bulk]
