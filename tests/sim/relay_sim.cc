@@ -42,6 +42,7 @@
 #include "config/parse.h"
 #include "config/shaping.h"
 #include "dns/model.h"
+#include "leave.h"
 #include "ledger.h"
 #include "mail/spool_id.h"
 #include "reactor/sim.h"
@@ -50,8 +51,6 @@
 #include "sender.h"
 #include "shaping/arbiter.h"
 #include "tls/x509.h"
-
-extern "C" void __gcov_dump() __attribute__((weak));
 
 namespace millrace::sim {
 namespace {
@@ -1466,12 +1465,6 @@ void Run::judge() {
   }
 }
 
-// Without destructors; where coverage is counted, its counts are written first.
-[[noreturn]] void end_process(bool good) {
-  if (__gcov_dump) __gcov_dump();
-  _exit(good ? 0 : 1);
-}
-
 [[noreturn]] void replay(uint64_t seed, const Less& less) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // in order with the log
   Run& run = *new Run(seed, less, true);  // never destroyed: a run that has failed stops wherever it is
@@ -1479,8 +1472,7 @@ void Run::judge() {
   for (const std::string& problem : problems) fmt::print("seed {}: {}\n", seed, problem);
   fmt::print("seed {}: {} (fingerprint {:016x})\n", seed, problems.empty() ? "every promise kept" : "FAILED",
              run.fingerprint());
-  std::fflush(stdout);
-  end_process(problems.empty());
+  leave(problems.empty() ? 0 : 1);
 }
 
 // Runs one seed in a process of its own, which writes its log to `log`; -1: none could be made.
@@ -1498,8 +1490,7 @@ pid_t begin_child(uint64_t seed, const Less& less, std::FILE* log, bool fingerpr
   std::vector<std::string> problems = run.run();
   for (const std::string& problem : problems) fmt::print("seed {}: {}\n", seed, problem);
   if (fingerprints) fmt::print("seed {}: fingerprint {:016x}\n", seed, run.fingerprint());
-  std::fflush(stdout);
-  end_process(problems.empty());
+  leave(problems.empty() ? 0 : 1);
 }
 
 // What of a failing seed can be left out such that it still fails: kinds of trouble, then messages.

@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "config/parse.h"
 #include "dns/model.h"
+#include "leave.h"
 #include "ledger.h"
 #include "mail/spool_id.h"
 #include "reactor/sim.h"
@@ -214,8 +215,7 @@ int verdict_of(const SingleFault& fault) {
   pid_t child = fork();
   if (child == 0) {
     uint64_t struck = (new Scene)->run(fault);
-    std::fflush(stdout);
-    _exit(::testing::Test::HasFailure() ? kFailed : struck > 0 ? kKept : kNoFault);
+    leave(::testing::Test::HasFailure() ? kFailed : struck > 0 ? kKept : kNoFault);
   }
   int status = 0;
   if (child < 0 || waitpid(child, &status, 0) != child || !WIFEXITED(status)) return kFailed;
