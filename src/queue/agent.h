@@ -138,7 +138,7 @@ struct Lane {
   bool called = false;               // woken, take() not yet called
   int64_t opened_at = 0;             // monotonic
   shaping::Release permit;           // to give back when it has closed; no set: nothing
-  Link idle_link;                    // on its group's list while it waits for wake()
+  Link idle_link;                    // on one of its group's lists, while it connects or waits for wake()
   int64_t idle_at = 0;               // monotonic: since when
 };
 

@@ -135,6 +135,7 @@ struct LaneGroup {
   }
   bool probing() const { return hold.failures() > 0 || (pair_hold && pair_hold->failures() > 0); }
   IntrusiveList<Lane, &Lane::idle_link> idle;                  // most recently used first
+  IntrusiveList<Lane, &Lane::idle_link> opening;               // connecting
   shaping::Turns<SubQueue, &SubQueue::turn_link> ready;  // with mail that may go
   bool tried = false;                // a connection failed since start
   // What the shaping file says of its connections.

@@ -112,7 +112,7 @@ Scheduler::~Scheduler() {
   for (auto& [name, site] : sites_) {
     for (LaneGroup& group : site->groups) {
       group.ready.clear();
-      while (group.idle.pop_front()) {
+      while (group.idle.pop_front() || group.opening.pop_front()) {
       }
       while (group.borrowed.pop_front()) {
       }
@@ -150,6 +150,8 @@ void Scheduler::stop(std::function<void()> done) {
   for (auto& [name, site] : sites_) {
     for (LaneGroup& group : site->groups) {
       while (Lane* lane = group.idle.pop_front()) lane->retire();
+      // A host that is silent would be waited for until the drain's time-out.
+      while (Lane* lane = group.opening.pop_front()) lane->retire();
       return_all_borrowed(group);
     }
   }
@@ -755,6 +757,7 @@ void Scheduler::pump(Site& site, unsigned source) {
     lane->site = &site;
     lane->source = source;
     lane->connecting = true;
+    group.opening.push_back(*lane);
     lane->opened_at = now();
     lane->messages_most = group.messages_most;
     lane->permit = group.limited ? use(*group.permit) : shaping::Release{};
@@ -1154,6 +1157,7 @@ void Scheduler::lane_ready(Lane& lane) {
   LaneGroup& group = lane.site->groups[lane.source];
   if (lane.connecting) {
     lane.connecting = false;
+    lane.idle_link.unlink();
     --group.connecting;
   }
   if (group.hold.failures() > 0) {

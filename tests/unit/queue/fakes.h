@@ -179,6 +179,10 @@ class FakeAgent final : public Agent {
         close(i--, *failure);
         continue;
       }
+      if (!lane.ready && lane.retired) {
+        close(i--, LaneEnd{});
+        continue;
+      }
       if (!lane.ready && io_.now() < lane.ready_at) continue;
       if (!lane.ready) {
         lane.ready = lane.woken = true;

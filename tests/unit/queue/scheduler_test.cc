@@ -932,6 +932,19 @@ TEST_F(SchedulerTest, StopWaitsForWhatIsOut) {
   EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
 }
 
+TEST_F(SchedulerTest, StopWaitsForNoConnectionThatIsBeingMade) {
+  start();
+  agent_->connect_ns = 30 * kSecond;
+  enqueue({"a@example.com"});
+  run();
+  ASSERT_EQ(agent_->lanes.size(), 1u);
+  bool stopped = false;
+  scheduler_->stop([&] { stopped = true; });
+  run();
+  EXPECT_TRUE(stopped);
+  EXPECT_TRUE(agent_->lanes.empty());
+}
+
 TEST_F(SchedulerTest, StopWaitsForWhatIsBeingReadBack) {
   start();
   all_results(Action::defer, 451, "4.0.0", events::Scope::message);
