@@ -984,6 +984,7 @@ void Session::send_ready() {
 void Session::on_sent() { send_ready(); }
 
 void Session::on_end(int) {
+  count_out();
   if (stream_.closing()) return;
   if (stream_.tls() && stream_.tls()->state() != tls::Engine::State::open &&
       stream_.tls()->state() != tls::Engine::State::closed) {
@@ -994,7 +995,7 @@ void Session::on_end(int) {
   stream_.close();
 }
 
-// It counts until the last reply is on its way: a client that has read it may come again at once.
+// It counts until the last reply is on its way, or the client has closed: then it may come again at once.
 void Session::count_out() {
   if (std::exchange(counted_, false)) server_.pairs.close(pair_);
 }
