@@ -431,7 +431,7 @@ smtp::Reply Acceptance::submit(Submission& submission, const Settings& settings,
     return refuse(submission, origin, stats.rejected_headers, 554, {5, 6, 0},
                   "Too many headers to remove");
   }
-  if (origin.metadata_headers) {
+  if (!origin.report) {
     smtp::Reply bad = apply_metadata(message, settings, scan);
     if (bad.code != 0) {
       return refuse(submission, origin, stats.rejected_headers, bad.code, bad.status, bad.text);
@@ -446,8 +446,9 @@ smtp::Reply Acceptance::submit(Submission& submission, const Settings& settings,
     }
   }
 
-  if (smtp::Reply full = charge_quota(submission, config); full.code != 0) {
-    return refuse(submission, origin, stats.rejected_quota, full.code, full.status, full.text);
+  if (!origin.report) {
+    smtp::Reply full = charge_quota(submission, config);
+    if (full.code != 0) return refuse(submission, origin, stats.rejected_quota, full.code, full.status, full.text);
   }
 
   mail::ReceivedFields received;
@@ -463,7 +464,7 @@ smtp::Reply Acceptance::submit(Submission& submission, const Settings& settings,
   received.utc_ms = now_ms;
   if (!config.add_missing_headers) scan.has_date = scan.has_message_id = true;
   mail::add_standard_headers(
-      content, scan, origin.received_header ? settings.received_mode : mail::ReceivedMode::off,
+      content, scan, origin.report ? mail::ReceivedMode::off : settings.received_mode,
       received);
   if (!bad_lines.empty() && config.on_bad_lines == config::BadLines::tag) {
     std::string tag;

@@ -90,9 +90,8 @@ struct Origin {
   uint32_t session_message = 0;
   uint32_t transaction_ms = 0;
   bool injected = false;
-  // Off for our own reports: neither do their headers steer us, nor did anyone send them to us.
-  bool metadata_headers = true;
-  bool received_header = true;
+  // Our own: neither do its headers steer us, nor did anyone send it to us, nor is it in a tenant's quota.
+  bool report = false;
   // Line ends are mended whatever --on-bad-lines says: content from memory often has bare LFs.
   bool mend_lines = false;
 };

@@ -97,8 +97,7 @@ void Injector::admitted(Injection& injection) {
   Origin origin;
   origin.injected = true;
   origin.mend_lines = true;
-  origin.metadata_headers = !injection.report;
-  origin.received_header = !injection.report;
+  origin.report = injection.report;
   smtp::Reply refusal = acceptance_.submit(submission, *settings, decoder.facts(), origin);
   if (refusal.code == 0) return;
   injection.submission_ = nullptr;

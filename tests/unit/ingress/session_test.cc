@@ -326,6 +326,32 @@ intake-rate = ["3/h", "50/d"]
   EXPECT_TRUE(starts(rig.submit(later, kPlain), "452 4.7.1"));
 }
 
+TEST(Session, AReportIsInNoTenantsQuota) {
+  Rig rig;
+  auto rules = config::Shaping::parse("[tenant.\"*\"]\nintake-rate = \"1/h\"\n", "shaping.toml", {});
+  ASSERT_TRUE(rules.ok()) << rules.error().text;
+  rig.draft.shaping_rules = *rules;
+  rig.start();
+  Injector injector(*rig.acceptance);
+  const std::string text = "Subject: failed\r\n\r\nsorry\r\n";
+  for (bool report : {true, true, false, false, true}) {
+    Injection injection;
+    bool answered = false;
+    injection.owner = &answered;
+    injection.done = [](void* owner, Injection&) { *static_cast<bool*>(owner) = true; };
+    injection.envelope.tenant = "acme";
+    injection.envelope.reverse_path = report ? "" : "a@example.org";
+    injection.envelope.recipients.resize(1);
+    injection.envelope.recipients[0].address = "b@example.net";
+    injection.content = text;
+    injection.report = report;
+    injector.inject(injection);
+    ASSERT_TRUE(rig.world.run_until([&] { return answered; }, rig.world.now() + 30 * kSecond));
+    EXPECT_EQ(injection.code, report || rig.stats().rejected_quota == 0 ? 250 : 452) << injection.text;
+  }
+  EXPECT_EQ(rig.stats().rejected_quota, 1u);
+}
+
 TEST(Session, ALifetimeNeverLengthensAndMustBeReadable) {
   Rig rig;
   rig.start();
