@@ -503,6 +503,8 @@ void Scheduler::obey(Destination& destination, const RecipientResult& result, in
     destination.hold.fail(now(), begun, config().hold_ms, result.rest_ms, result.reply + " (" + result.asks.where + ")");
     unlist(destination);
     evict_ready(destination);
+    // When the hold ends, or at once if there is a newer one.
+    if (!destination.timer.armed()) context_.io.timers().arm(destination.timer, std::max(now(), destination.hold.until()));
   }
 }
 

@@ -890,15 +890,24 @@ void Scheduler::on_loaded(Loading& loading) {
     log::error("message {}: cannot be read from the spool: {}; tried again in 15 minutes", item.id.to_string(),
                status.error().text);
     wait_until(item, now() + 900 * kSecond);
-    return;
+    return work_arrived(destination);
   }
   message->location = item.location;
   keep_resident(item, std::move(message));
   if (item.ending) {
     PendingEnd end = take_ending(item);
-    if (end.filter_matches(*item.message)) return end_item(item, end.type, end.why, end.report);
+    if (end.filter_matches(*item.message)) {
+      end_item(item, end.type, end.why, end.report);
+      return work_arrived(destination);
+    }
   }
-  enter(item, State::loaded);
+  if (item.queue->held) {
+    // A pause came while it was being read; it would keep the room of others until that ends.
+    enter(item, State::ready, true);
+    drop_resident(item);
+  } else {
+    enter(item, State::loaded);
+  }
   work_arrived(destination);
 }
 
@@ -1388,6 +1397,7 @@ void Scheduler::on_route(Destination& destination, std::shared_ptr<const dns::Ro
     case dns::Verdict::loop:
     case dns::Verdict::unprotected: set_fatal(destination, *route); break;
   }
+  if (destination.ready == 0) destination.fatal.reset();  // whose mail that was has gone: what comes next asks anew
   work_arrived(destination);
   // A probe that waited for this look-up may be another's now.
   if (before) pump(*before, destination.source);
@@ -1437,7 +1447,8 @@ void Scheduler::drain_fatal(Destination& destination) {
     loading += queue->loading;
     more |= !queue->parked && !queue->held && queue->due() > 0;
   }
-  if (destination.ready == 0) {
+  if (!more && loading == 0) {
+    // What is left is paused or waits for a limit: it asks anew when its time comes.
     destination.fatal.reset();
   } else if (more && (ended == kDrainFatal || loading == 0)) {
     context_.io.timers().arm(destination.timer, now());

@@ -932,6 +932,76 @@ TEST_F(SchedulerTest, StopWaitsForWhatIsOut) {
   EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
 }
 
+TEST_F(SchedulerTest, WhatIsBeingReadBackWhenItsTenantIsPausedKeepsNoRoom) {
+  start();
+  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
+  MessageRef made = message({"a@example.com"});
+  made->envelope.tenant = "t";
+  mail::encode_metadata(made->envelope, made->content, spool_->messages[made->id].metadata = "");
+  scheduler_->enqueue(std::move(made));
+  run();
+  spool_->stalled_reads = true;
+  run(600);
+  ASSERT_EQ(spool_->reads, 1u);
+  Filter tenant;
+  tenant.tenant = "t";
+  scheduler_->add_pause(1, tenant);
+  spool_->stalled_reads = false;
+  spool_->go_on();
+  run();
+  EXPECT_EQ(agent_->attempted.size(), 1u);
+  scheduler_->remove_pause(1);
+  run();
+  EXPECT_EQ(spool_->reads, 2u) << "it had left memory";
+  EXPECT_EQ(agent_->attempted.size(), 2u);
+}
+
+TEST_F(SchedulerTest, ADomainThatTookNoMailIsAskedAnewThoughMailForItIsPaused) {
+  start();
+  bool closed = true;
+  agent_->route = [&](const std::string& domain) {
+    dns::Route found;
+    found.verdict = closed ? dns::Verdict::null_mx : dns::Verdict::usable;
+    found.site = "mx." + domain;
+    found.valid_until_ns = INT64_MAX;
+    return found;
+  };
+  Filter job;
+  job.job = "paused";
+  scheduler_->add_pause(1, job);
+  enqueue({"a@example.com"}, "paused");
+  enqueue({"b@example.com"}, "other");
+  run();
+  EXPECT_EQ(sink_.count(events::Type::bounced), 1u);
+  closed = false;
+  enqueue({"c@example.com"}, "other");
+  run();
+  EXPECT_EQ(sink_.count(events::Type::bounced), 1u) << "an old verdict";
+  EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
+  scheduler_->remove_pause(1);
+  run();
+  EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
+  EXPECT_EQ(scheduler_->stats().items, 0u);
+}
+
+// Whatever becomes of the message that drew the reply.
+TEST_F(SchedulerTest, AQueueThatAReplyDefersGoesOnWhenItsHoldEnds) {
+  config_.destination_connections = 1;
+  config_.retry_ms = {4 * 3600 * 1000};
+  start();
+  agent_->serve = [&](Attempt& attempt) {
+    for (auto& result : attempt.results) {
+      result.action = agent_->attempted.size() == 1 ? Action::defer : Action::delivered;
+      result.asks.defer_queue = agent_->attempted.size() == 1;
+      result.code = 451;
+    }
+  };
+  enqueue({"a@example.com"});
+  enqueue({"b@example.com"});
+  run(30 * 60);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
+}
+
 TEST_F(SchedulerTest, StopWaitsForNoConnectionThatIsBeingMade) {
   start();
   agent_->connect_ns = 30 * kSecond;
