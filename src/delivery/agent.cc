@@ -118,10 +118,10 @@ void DeliveryAgent::resolve(queue::Destination& destination) {
   const bool with_sts = requires_tls || (!aside && (level == TlsLevel::mta_sts || level == TlsLevel::automatic));
   if (hop->empty() && with_sts && sts_.active() && dns::is_host_name("_mta-sts." + destination.domain)) {
     ++both->left;
-    sts_.find(destination.domain, [this, both](const StsPolicies::PolicyRef& policy, int64_t valid_until_ns) {
+    sts_.find(destination.domain, [this, both](const StsPolicies::PolicyRef& policy, int64_t valid_until_ns, bool unknown) {
       both->policy = policy;
       both->policy_until_ns = valid_until_ns;
-      both->policy_unknown = !policy && sts_.uncertain(both->destination->domain);
+      both->policy_unknown = unknown;
       resolved(both);
     });
   }

@@ -222,22 +222,23 @@ void StsPolicies::on_record(const std::string& domain, const dns::Answer& answer
   const bool unknown = answer.outcome == dns::Outcome::failure || answer.outcome == dns::Outcome::malformed;
   const std::optional<std::string> id =
       answer.outcome == dns::Outcome::records ? read_sts_record(answer.texts) : std::nullopt;
-  if (!unknown) no_answer_.erase(domain);
-  if (unknown && no_answer_.size() < kMostPolicies) no_answer_.insert(domain);
   if (!unknown && !id) failed_.erase(domain);
-  if (!id || fetcher_ == nullptr) return done(policy, until);
+  if (!id || fetcher_ == nullptr) return done(policy, until, !policy && (unknown || id));
   if (policy && policy->id == *id) {
     // Ahead of its end: whoever keeps the HTTPS server away from us must do so for long.
     const int64_t age_ms = io_.wall_ms() - policy->fetched_ms;
     if (age_ms >= std::min(kRefreshMs, policy->max_age_s * 500)) fetch(domain, *id, nullptr);
-    return done(policy, until);
+    return done(policy, until, false);
   }
   fetch(domain, *id, done);
 }
 
 void StsPolicies::fetch(const std::string& domain, const std::string& id, Callback done) {
+  // There is a record, so what is not known is unknown.
   const auto answer_now = [&] {
-    if (done) done(known(domain), io_.now() + kAfterFailureNs);
+    if (!done) return;
+    const PolicyRef policy = known(domain);
+    done(policy, io_.now() + kAfterFailureNs, !policy);
   };
   if (const auto at = fetching_.find(domain); at != fetching_.end()) {
     if (done) at->second->waiting.push_back(std::move(done));
@@ -298,7 +299,7 @@ void StsPolicies::on_fetched(Fetching& fetching, StsFetch& job) {
   log::debug("MTA-STS policy of {}: {}, for {} s", fetching.domain, to_string(policy->mode), policy->max_age_s);
   note(fetching.domain, *policy);
   if (on_news) on_news(fetching.domain, *policy);
-  finish(fetching);
+  finish(fetching, !policies_.contains(fetching.domain));  // there may have been no room
 }
 
 void StsPolicies::fail(Fetching& fetching, uint64_t& counter, std::string_view why) {
@@ -307,16 +308,16 @@ void StsPolicies::fail(Fetching& fetching, uint64_t& counter, std::string_view w
             known(fetching.domain) ? "; the one that is known goes on to hold" : "");
   if (failed_.size() >= kMostPolicies) std::erase_if(failed_, [&](const auto& item) { return item.second <= io_.now(); });
   if (failed_.size() < kMostPolicies) failed_[fetching.domain] = io_.now() + kAfterFailureNs;
-  finish(fetching);
+  finish(fetching, true);
 }
 
-void StsPolicies::finish(Fetching& fetching) {
+void StsPolicies::finish(Fetching& fetching, bool unknown) {
   const auto at = fetching_.find(fetching.domain);
   const std::unique_ptr<Fetching> owned = std::move(at->second);
   fetching_.erase(at);
   const PolicyRef policy = known(owned->domain);
   const int64_t until = io_.now() + kAfterFailureNs;
-  for (const Callback& done : owned->waiting) done(policy, until);
+  for (const Callback& done : owned->waiting) done(policy, until, !policy && unknown);
 }
 
 }  // namespace millrace::delivery

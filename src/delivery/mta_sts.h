@@ -8,8 +8,8 @@
 // A policy that is known goes on to hold while a newer one cannot be had; where none is known, a failure means that there is
 // none (RFC 8461 5.1).
 //
-// Limits: at most kMostPolicies are kept, and kMostFetches under way; past that a domain is as if it had no policy, until there
-// is room. A policy of more than 64 KiB or kMostPatterns mx patterns is none.
+// Limits: at most kMostPolicies are kept, and kMostFetches under way; past that a domain's policy is unknown, until there is
+// room. A policy of more than 64 KiB or kMostPatterns mx patterns is none.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,6 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
-#include <unordered_set>
 #include <vector>
 
 #include "base/result.h"
@@ -97,8 +96,8 @@ class StsPolicies {
 
   // nullptr: none. The policy stays as it is after the call.
   using PolicyRef = std::shared_ptr<const StsPolicy>;
-  // `valid_until_ns`: monotonic, when to ask again.
-  using Callback = std::function<void(const PolicyRef& policy, int64_t valid_until_ns)>;
+  // `valid_until_ns`: monotonic, when to ask again. `unknown`: there is no policy that we know, and there may be one all the same.
+  using Callback = std::function<void(const PolicyRef& policy, int64_t valid_until_ns, bool unknown)>;
 
   StsPolicies(reactor::Io& io, dns::Cache& cache);
   ~StsPolicies();
@@ -117,16 +116,12 @@ class StsPolicies {
   // Of one that was fetched: to be stored and told to the other shards.
   std::function<void(const std::string& domain, const StsPolicy& policy)> on_news;
   // No policy and no fetch of the domain is kept.
-  void forget(const std::string& domain) { policies_.erase(domain), failed_.erase(domain), no_answer_.erase(domain); }
+  void forget(const std::string& domain) { policies_.erase(domain), failed_.erase(domain); }
 
   struct Stats {
     uint64_t fetched = 0;
     uint64_t no_host = 0, too_many = 0, no_https = 0, malformed = 0;  // why not
   };
-  // Of a domain without a known policy that find() has just answered for: whether it may have one all the same.
-  bool uncertain(const std::string& domain) const {
-    return no_answer_.contains(domain) || failed_.contains(domain) || fetching_.contains(domain);
-  }
   // There may be a policy at all.
   bool active() const { return fetcher_ != nullptr || !policies_.empty(); }
   const Stats& stats() const { return stats_; }
@@ -147,7 +142,7 @@ class StsPolicies {
   void fetch(const std::string& domain, const std::string& id, Callback done);
   void on_address(Fetching& fetching, const dns::Answer& answer);
   void on_fetched(Fetching& fetching, StsFetch& job);
-  void finish(Fetching& fetching);  // destroys it
+  void finish(Fetching& fetching, bool unknown);  // destroys it
   void fail(Fetching& fetching, uint64_t& counter, std::string_view why);
 
   reactor::Io& io_;
@@ -158,7 +153,6 @@ class StsPolicies {
   bool ipv6_ = false, allow_private_ = false;
   std::unordered_map<std::string, PolicyRef> policies_;
   std::unordered_map<std::string, int64_t> failed_;  // monotonic: no fetch before
-  std::unordered_set<std::string> no_answer_;        // whose TXT record could not be looked up last
   std::unordered_map<std::string, std::unique_ptr<Fetching>> fetching_;
   Stats stats_;
 };

@@ -260,6 +260,25 @@ TEST_F(StsTest, PolicyVouchesForHostsOfMailThatRequiresTls) {
   EXPECT_EQ(route().verdict, dns::Verdict::unprotected);
 }
 
+TEST_F(StsTest, MailThatRequiresTlsWaitsWhileTooManyPoliciesAreFetched) {
+  publish("1");
+  fetcher_.silent = true;
+  for (size_t i = 0; i < StsPolicies::kMostFetches; ++i) {
+    const std::string domain = fmt::format("d{}.example", i);
+    zones_.add_text("_mta-sts." + domain, "v=STSv1; id=1;");
+    zones_.add_address("mta-sts." + domain, "198.51.100.80");
+    agent_->sts_policies().find(domain, [](const StsPolicies::PolicyRef&, int64_t, bool) {});
+  }
+  ASSERT_TRUE(run([&] { return fetcher_.asked.size() == StsPolicies::kMostFetches; }));
+  destination_.tls = mail::TlsWish::required;
+  EXPECT_EQ(route().verdict, dns::Verdict::temporary) << "a record is there, and nobody has read the policy";
+  EXPECT_EQ(agent_->sts_policies().stats().too_many, 1u);
+  fetcher_.silent = false;
+  fetcher_.answer();
+  world_.run_for(2 * kSecond);
+  EXPECT_EQ(route().verdict, dns::Verdict::usable);
+}
+
 TEST_F(StsTest, MailThatNeedsNoTlsAsksForNoPolicy) {
   publish("1", "version: STSv1\nmode: enforce\nmx: elsewhere.example\nmax_age: 1000\n");
   destination_.tls = mail::TlsWish::not_required;
@@ -314,7 +333,7 @@ TEST_F(StsTest, OneFetchServesAllWhoWait) {
   fetcher_.silent = true;
   int answered = 0;
   for (int i = 0; i < 5; ++i) {
-    agent_->sts_policies().find("dest.example", [&](const StsPolicies::PolicyRef& policy, int64_t) { answered += policy != nullptr; });
+    agent_->sts_policies().find("dest.example", [&](const StsPolicies::PolicyRef& policy, int64_t, bool) { answered += policy != nullptr; });
   }
   world_.run_for(2 * kSecond);
   EXPECT_EQ(answered, 0);
@@ -327,7 +346,7 @@ TEST_F(StsTest, OneFetchServesAllWhoWait) {
 TEST_F(StsTest, FetchThatComesBackTooLateHurtsNobody) {
   publish("1");
   fetcher_.silent = true;
-  agent_->sts_policies().find("dest.example", [](const StsPolicies::PolicyRef&, int64_t) { ADD_FAILURE(); });
+  agent_->sts_policies().find("dest.example", [](const StsPolicies::PolicyRef&, int64_t, bool) { ADD_FAILURE(); });
   world_.run_for(2 * kSecond);
   ASSERT_EQ(fetcher_.jobs.size(), 1u);
   renew();  // the old agent is gone
