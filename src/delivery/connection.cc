@@ -28,6 +28,8 @@ constexpr int64_t kProbedByOthersMs = 30'000;
 constexpr uint32_t kMostBarren = 3;
 // Bounced by one lane: because of a 5xx greeting (--bounce-on-5xx-greeting), or for want of TLS (REQUIRETLS).
 constexpr int kMostBouncedAtOnce = 100;
+// Tried by one lane before mail that requires TLS is given up; where there are more it waits.
+constexpr size_t kMostTried = 5 * dns::kMostTargets;
 
 config::Source source_at(const config::Config& config, unsigned index) {
   return index < config.sources.size() ? config.sources[index] : config::Source{};
@@ -102,17 +104,7 @@ void Connection::on_start_or_wake() {
   switch (state_) {
     case State::starting:
       if (retired_) return finish();
-      targets_ = dns::choose_targets(
-          *route_, families_of(*config_, source_), io_, [this](const reactor::Address& address) {
-            return !agent_.holds_.usable(source_index_, address, io_.now());
-          });
-      if (targets_.count == 0 && route_->explicit_hop) {
-        // The operator named this very host: its family is as good as told.
-        targets_ = dns::choose_targets(
-            *route_, {.ipv4 = true, .ipv6 = true}, io_, [this](const reactor::Address& address) {
-              return !agent_.holds_.usable(source_index_, address, io_.now());
-            });
-      }
+      choose_targets();
       in_the_clear_ = take_fallback();
       return try_next();
     case State::connecting:
@@ -132,6 +124,20 @@ void Connection::on_start_or_wake() {
 
 // ---- connecting
 
+// Of the addresses that may be tried now and have not been in this round.
+void Connection::choose_targets() {
+  const auto skip = [this](const reactor::Address& address) {
+    return !agent_.holds_.usable(source_index_, address, io_.now()) ||
+           std::find(tried_.begin(), tried_.end(), address) != tried_.end();
+  };
+  next_target_ = 0;
+  targets_ = dns::choose_targets(*route_, families_of(*config_, source_), io_, skip);
+  if (targets_.count == 0 && route_->explicit_hop && tried_.empty()) {
+    // The operator named this very host: its family is as good as told.
+    targets_ = dns::choose_targets(*route_, {.ipv4 = true, .ipv6 = true}, io_, skip);
+  }
+}
+
 void Connection::try_next() {
   while (next_target_ < targets_.count) {
     const dns::Target& target = targets_.list[next_target_++];
@@ -149,6 +155,7 @@ void Connection::try_next() {
     if (in_the_clear_ && !may_fall_back(tls_policy_)) continue;
     credentials_ = hop_credentials(*config_, *route_, host_);
     target_began_ = now;
+    if (route_->tls.requiretls) tried_.push_back(peer_);
     ++agent_.stats_.connects;
     const reactor::Address& bound = peer_.is_ipv6() ? source_.ipv6 : source_.ipv4;
     Result<reactor::Handle> socket = io_.open_socket(peer_, bound);
@@ -170,7 +177,7 @@ void Connection::try_next() {
   }
 
   if (leave_to_fallback()) return finish();
-  if (begin_without_requiretls()) return try_next();
+  if (begin_more_targets() || begin_without_requiretls()) return try_next();
   if (end_.stage == Stage::none) {
     // Not one was tried.
     end_.stage = Stage::connect;
@@ -254,6 +261,8 @@ void Connection::note_failure(Stage stage, std::string reply) {
     agent_.holds_.failed(source_index_, peer_, target_began_, io_.now(), config_->hold_ms);
     probing_ = false;
   }
+  // Whether or not its address is held now.
+  if (stage == Stage::connect) undecided_ = true;
   end_.stage = stage;
   end_.scope = stage == Stage::connect || stage == Stage::starttls || stage == Stage::auth ? events::Scope::destination : events::Scope::source;
   end_.reply = std::move(reply);
@@ -338,12 +347,25 @@ bool Connection::all_decided() const {
   });
 }
 
+// What is decided so far rests on no more than kMostTargets addresses: those that were left out are asked, too, before mail
+// bounces for want of TLS.
+bool Connection::begin_more_targets() {
+  if (!all_decided()) return false;
+  choose_targets();
+  if (targets_.count == 0) return false;
+  if (tried_.size() < kMostTried) return true;
+  undecided_ = true;
+  targets_.count = 0;
+  return false;
+}
+
 // No host offers REQUIRETLS, and one has good TLS: reports may go there all the same (RFC 8689 5), and what else waits learns
 // from Session::fits() that it may not.
 bool Connection::begin_without_requiretls() {
   if (without_requiretls_ || !requiretls_missing_ || !all_decided()) return false;
   without_requiretls_ = true;
-  next_target_ = 0;
+  tried_.clear();
+  choose_targets();
   return true;
 }
 

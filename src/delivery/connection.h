@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "config/config.h"
 #include "delivery/session.h"
@@ -49,6 +50,7 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   };
 
   void on_start_or_wake();
+  void choose_targets();
   void try_next();
   void on_connected(reactor::Completion& completion);
   void connect_failed(std::string why);
@@ -60,6 +62,7 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   void note_failure(events::Stage stage, std::string reply);
   void note_blocked();
   void bounce_all(const queue::RecipientResult& why);
+  bool begin_more_targets();
   bool begin_without_requiretls();
   bool all_decided() const;
   void note_requiretls_end();
@@ -131,6 +134,7 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   bool requiretls_missing_ = false;   // one has, and does not offer REQUIRETLS
   bool without_requiretls_ = false;   // no host offers it: once more, for reports, and to tell the others so
   bool undecided_ = false;            // another time one may do what this mail asks for
+  std::vector<reactor::Address> tried_;  // in this round
 };
 
 }  // namespace millrace::delivery

@@ -591,6 +591,38 @@ TEST_F(RequireTlsTest, HostThatIsAwayMayDoBetterAnotherTime) {
   }
 }
 
+TEST_F(RequireTlsTest, HostThatIsAwayIsUndecidedAlsoWhereNothingIsHeld) {
+  config_.hold_ms.clear();
+  restart();
+  good_peer().script = Peer::well_behaved({"PIPELINING"});
+  zones_.add_mx("dest.example", 20, "mx2.example");
+  zones_.add_address("mx2.example", "198.51.100.2");  // nobody there
+  send_required();
+  EXPECT_TRUE(queue_.finished_.empty()) << queue_.outcomes();
+  EXPECT_EQ(queue_.ends.back().cause, LaneEnd::Cause::failed);
+}
+
+TEST_F(RequireTlsTest, AllHostsAreAskedBeforeItBounces) {
+  good_peer().script = with_starttls();
+  for (int i = 2; i <= 7; ++i) {
+    const std::string name = fmt::format("mx{}.example", i), address = fmt::format("198.51.100.{}", i);
+    Peer& peer = add_peer(address);
+    peer.tls = server({.names = "DNS:" + name});
+    peer.script = with_starttls();
+    zones_.add_mx("dest.example", static_cast<uint16_t>(10 * i), name);
+    zones_.add_address(name, address);
+  }
+  send_required();
+  expect_bounce("5.7.30");
+  EXPECT_EQ(peers_[6]->sessions.size(), 1u);
+  EXPECT_EQ(peers_[0]->sessions.size(), 2u) << "once more, to tell the mail";
+  queue_.finished_.clear();
+  peers_[6]->script = with_starttls("220 go\r\n", {"PIPELINING", "REQUIRETLS"});
+  send_required();
+  EXPECT_EQ(queue_.outcomes(), "[delivered]");
+  EXPECT_EQ(peers_[6]->messages.size(), 1u);
+}
+
 TEST_F(RequireTlsTest, TlsThatIsRefusedForNowIsWaitedFor) {
   good_peer().script = with_starttls("454 4.7.0 not today\r\n");
   send_required();
