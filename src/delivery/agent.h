@@ -85,11 +85,17 @@ class DeliveryAgent final : public queue::Agent {
   std::vector<std::unique_ptr<Connection>> connections_;
   AddressHolds holds_;
   CloseLimits close_limits_;
-  // Of a (site, source): how many of its next connections go in the clear, because all hosts refused TLS to as many, and
-  // what the last one said. Connections of their own, so that what limits connections and their rate counts them.
+  // Of a (site, source): how many of its next connections go in the clear, because all hosts refused TLS to as many; where to,
+  // and what the last one said. Connections of their own, so that what limits connections and their rate counts them. Holds
+  // for kFallbackNs after the last refusal, or until TLS comes about. As long as that so that a slow connect rate, too, lets
+  // the connection in the clear follow: else such mail would go on being refused TLS for ever.
+  static constexpr int64_t kFallbackNs = 600'000'000'000;
+  static constexpr size_t kMostFallbacks = 10'000;
   struct Fallback {
     uint32_t connections = 0;
     std::string refusal;
+    std::vector<reactor::Address> refusing;  // by the last connection that all refused
+    int64_t refused_ns = 0;
   };
   std::map<std::pair<const queue::Site*, unsigned>, Fallback> fallbacks_;
   void make_tls_context();

@@ -35,6 +35,10 @@ config::Source source_at(const config::Config& config, unsigned index) {
   return index < config.sources.size() ? config.sources[index] : config::Source{};
 }
 
+bool is_in(const std::vector<reactor::Address>& list, const reactor::Address& address) {
+  return std::find(list.begin(), list.end(), address) != list.end();
+}
+
 dns::Families families_of(const config::Config& config, const config::Source& source) {
   dns::Families families;
   const bool bound = !source.ipv4.empty() || !source.ipv6.empty();
@@ -104,8 +108,8 @@ void Connection::on_start_or_wake() {
   switch (state_) {
     case State::starting:
       if (retired_) return finish();
-      choose_targets();
       in_the_clear_ = take_fallback();
+      choose_targets();
       return try_next();
     case State::connecting:
       if (retired_) io_.cancel(connect_);
@@ -128,7 +132,7 @@ void Connection::on_start_or_wake() {
 void Connection::choose_targets() {
   const auto skip = [this](const reactor::Address& address) {
     return !agent_.holds_.usable(source_index_, address, io_.now()) ||
-           std::find(tried_.begin(), tried_.end(), address) != tried_.end();
+           (in_the_clear_ && !is_in(tls_refusing_, address)) || is_in(tried_, address);
   };
   next_target_ = 0;
   targets_ = dns::choose_targets(*route_, families_of(*config_, source_), io_, skip);
@@ -328,10 +332,19 @@ bool Connection::may_fall_back(const TlsPolicy& policy) const {
 // All targets have been tried: the next connection tries them in the clear, if each that answered refused TLS or
 // failed at it with an alert, and nothing forbids it. To go on here would be a connection that no rate counts.
 bool Connection::leave_to_fallback() {
-  if (in_the_clear_ || retired_ || tls_unclear_ || !tls_refused_somewhere_) return false;
-  DeliveryAgent::Fallback& fallback = agent_.fallbacks_[{site, source_index_}];
+  if (in_the_clear_ || retired_ || tls_unclear_ || tls_refusing_.empty()) return false;
+  auto& fallbacks = agent_.fallbacks_;
+  if (fallbacks.size() >= DeliveryAgent::kMostFallbacks) {
+    std::erase_if(fallbacks, [now = io_.now()](const auto& item) {
+      return now - item.second.refused_ns >= DeliveryAgent::kFallbackNs;
+    });
+  }
+  DeliveryAgent::Fallback& fallback = fallbacks[{site, source_index_}];
+  if (io_.now() - fallback.refused_ns >= DeliveryAgent::kFallbackNs) fallback.connections = 0;
   ++fallback.connections;
   fallback.refusal = tls_refusal_;
+  fallback.refusing = std::move(tls_refusing_);
+  fallback.refused_ns = io_.now();
   end_ = {};
   end_.cause = LaneEnd::Cause::idle;
   return true;
@@ -394,10 +407,20 @@ void Connection::note_requiretls_end() {
 bool Connection::take_fallback() {
   const auto at = agent_.fallbacks_.find({site, source_index_});
   if (at == agent_.fallbacks_.end()) return false;
-  tls_refusal_ = at->second.refusal;
-  if (--at->second.connections == 0) agent_.fallbacks_.erase(at);
-  return std::any_of(targets_.list.begin(), targets_.list.begin() + static_cast<ptrdiff_t>(targets_.count),
-                     [this](const dns::Target& target) { return may_fall_back(tls_policy(*config_, *route_, *target.host)); });
+  const DeliveryAgent::Fallback fallback = at->second;
+  const bool over = io_.now() - fallback.refused_ns >= DeliveryAgent::kFallbackNs;
+  if (over || --at->second.connections == 0) agent_.fallbacks_.erase(at);
+  if (over) return false;
+  const auto goes = [&](const dns::Host& host) {
+    const bool refused = std::any_of(host.addresses.begin(), host.addresses.end(), [&](const reactor::Address& address) {
+      return is_in(fallback.refusing, address) && agent_.holds_.usable(source_index_, address, io_.now());
+    });
+    return refused && may_fall_back(tls_policy(*config_, *route_, host));
+  };
+  if (std::none_of(route_->hosts.begin(), route_->hosts.end(), goes)) return false;
+  tls_refusal_ = fallback.refusal;
+  tls_refusing_ = fallback.refusing;
+  return true;
 }
 
 void Connection::begin_tls() {
@@ -499,7 +522,7 @@ void Connection::note_tls_end(Ending ending) {
     refused = refused || tls_policy_.not_required;  // RFC 8689 4.2.2: whatever becomes of TLS
   }
   if (refused && may_fall_back(tls_policy_)) {
-    tls_refused_somewhere_ = true;
+    tls_refusing_.push_back(peer_);
     tls_refusal_ = session_->reply();
     // Its address is as good as ever, for mail in the clear.
     if (probing_) agent_.holds_.succeeded(source_index_, peer_);
@@ -607,6 +630,7 @@ void Connection::ready() {
   probing_ = false;
   if (session_->secure()) {
     const int64_t wall_ms = io_.wall_ms();
+    agent_.fallbacks_.erase({site, source_index_});
     if (!route_->explicit_hop && agent_.tls_memory_.completed(site_key_, wall_ms) && agent_.on_tls_news) {
       agent_.on_tls_news(TlsMemory::key(site_key_), wall_ms);
     }

@@ -126,7 +126,7 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   std::string tls_session_key_;
   bool in_the_clear_ = false;       // every host refused TLS to an earlier connection, or failed at it: now without
   std::string tls_refusal_;         // what the last of them said
-  bool tls_refused_somewhere_ = false;
+  std::vector<reactor::Address> tls_refusing_;  // those; in the clear: of the earlier connection, and nobody else is tried
   bool tls_unclear_ = false;        // one was silent, or cut off, or must not be sent to in the clear
   bool refused_5xx_ = false;  // the last host refused by a 5xx greeting
   // ---- REQUIRETLS (RFC 8689 4.2.1), on routes that ask for it

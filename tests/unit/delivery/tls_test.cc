@@ -146,6 +146,62 @@ TEST_F(TlsTest, WhenEveryHostRefusesMailGoesInTheClear) {
   EXPECT_EQ(attempt().tls_version, "TLSv1.3");
 }
 
+TEST_F(TlsTest, InTheClearMailGoesOnlyToHostsThatRefused) {
+  Peer& first = tls_peer();
+  first.script = with_starttls("220 go\r\nRESET");  // held for a minute
+  first.tls.reset();
+  send_one();
+  ASSERT_EQ(queue_.ends[0].cause, LaneEnd::Cause::failed);
+  queue_.queue.clear();
+  Peer& second = second_peer();
+  second.script = with_starttls("454 4.7.0 TLS not available\r\n");
+  cache_->flush();
+  send_one();  // finds the second alone
+  ASSERT_EQ(queue_.ends[1].cause, LaneEnd::Cause::idle);
+  world_.run_for(61 * kSecond);
+  open();
+  ASSERT_TRUE(run_until_closed(3));
+  EXPECT_EQ(queue_.outcomes(), "[delivered]");
+  EXPECT_EQ(attempt().tls_version, "");
+  EXPECT_TRUE(first.messages.empty()) << "it never refused TLS";
+  EXPECT_EQ(second.messages.size(), 1u);
+}
+
+TEST_F(TlsTest, WhatRefusalsAllowEndsWithTime) {
+  Peer& peer = tls_peer();
+  peer.script = with_starttls("454 4.7.0 TLS not available\r\n");
+  add("one\r\n");
+  resolve("dest.example");
+  open();
+  open();
+  ASSERT_TRUE(run_until_closed(2));
+  ASSERT_EQ(queue_.outcomes(), "");
+  peer.script = with_starttls();
+  world_.run_for(601 * kSecond);
+  open();
+  ASSERT_TRUE(run_until_closed(3));
+  ASSERT_EQ(queue_.outcomes(), "[delivered]");
+  EXPECT_EQ(attempt().tls_version, "TLSv1.3");
+}
+
+TEST_F(TlsTest, WhatRefusalsAllowEndsWhenTlsComesAbout) {
+  Peer& peer = tls_peer();
+  const auto asked = std::make_shared<int>(0);
+  peer.script = [asked, script = with_starttls()](Peer::Session& session, const std::string& line) {
+    if (line == "STARTTLS" && ++*asked <= 2) return std::string("454 4.7.0 TLS not available\r\n");
+    return script(session, line);
+  };
+  add("one\r\n");
+  resolve("dest.example");
+  for (int i = 0; i < 3; ++i) open();
+  ASSERT_TRUE(run_until_closed(3));
+  ASSERT_EQ(queue_.outcomes(), "[delivered]") << "by the third";
+  agent_->tls_memory().forget(TlsMemory::key(site_.key));
+  send_one();
+  ASSERT_EQ(queue_.outcomes(), "[delivered][delivered]");
+  EXPECT_EQ(attempt().tls_version, "TLSv1.3");
+}
+
 TEST_F(TlsTest, AHostWithTlsGoesAheadOfAnotherInTheClear) {
   tls_peer().script = with_starttls("454 4.7.0 TLS not available\r\n");
   Peer& second = second_peer();
