@@ -142,11 +142,17 @@ void Control::freeze(const std::string& account, bool frozen, std::function<void
 }
 
 void Control::forget_tls(const std::string& domain, std::function<void(Result<std::vector<std::string>>)> done) {
-  queue_rows([this, domain, done = std::move(done)](const std::vector<queue::QueueRow>& rows) {
-    std::set<std::string> sites;
-    for (const queue::QueueRow& row : rows) {
-      if (row.domain == domain && !row.site.empty()) sites.insert(row.site);
+  // Not from queue_rows(), whose rows are sums: mail of one domain may have several sites (what messages ask of TLS takes hosts
+  // out), or none yet.
+  auto parts = std::make_shared<std::vector<std::set<std::string>>>(shards_.size());
+  const auto collect = [parts, domain](Shard& shard) {
+    for (queue::QueueRow& row : shard.scheduler().queue_rows()) {
+      if (row.domain == domain && !row.site.empty()) (*parts)[shard.number()].insert(std::move(row.site));
     }
+  };
+  on_every_shard(collect, [this, parts, domain, done = std::move(done)] {
+    std::set<std::string> sites;
+    for (std::set<std::string>& part : *parts) sites.merge(part);
     if (sites.empty()) {
       return done(fail(fmt::format("no mail for {} is queued whose hosts are known", domain)));
     }
