@@ -94,6 +94,26 @@ class FakeSpool final : public spool::Spool {
   uint64_t sequence_ = 0;
 };
 
+// A message for one recipient, accepted now, in memory and in the spool.
+inline MessageRef store_message(FakeSpool& spool, mail::SpoolId id, const reactor::Io& io, const config::Config& config,
+                                const std::string& domain, const std::string& tenant, const std::string& job) {
+  MessageRef made = MessageRef::make();
+  made->id = id;
+  made->envelope.reverse_path = "from@example.org";
+  made->envelope.tenant = tenant;
+  made->envelope.job = job;
+  made->envelope.received_ms = io.wall_ms();
+  made->envelope.expires_ms = io.wall_ms() + config.expire_after_ms;
+  made->envelope.recipients.push_back({"a@" + domain, domain, "", 0});
+  made->location = {1, static_cast<uint32_t>(spool.messages.size() * 512 + 512), 300};
+  FakeSpool::Stored& stored = spool.messages[made->id];
+  stored.body = "Subject: x\r\n\r\nhello\r\n";
+  made->content.raw = {stored.body};
+  made->content.raw_size = static_cast<uint32_t>(stored.body.size());
+  mail::encode_metadata(made->envelope, made->content, stored.metadata);
+  return made;
+}
+
 class FakeAgent final : public Agent {
  public:
   struct FakeLane final : Lane {

@@ -85,21 +85,8 @@ class LimitsTest : public testing::Test {
   }
   void enqueue(unsigned number, const std::string& domain, const std::string& tenant = "", const std::string& job = "") {
     Shard& shard = *shards_[number];
-    MessageRef made = MessageRef::make();
-    made->id = ids_.make(shard.io->wall_ms());
-    made->envelope.reverse_path = "from@example.org";
-    made->envelope.tenant = tenant;
-    made->envelope.job = job;
-    made->envelope.received_ms = shard.io->wall_ms();
-    made->envelope.expires_ms = shard.io->wall_ms() + config_.expire_after_ms;
-    made->envelope.recipients.push_back({"a@" + domain, domain, "", 0});
-    made->location = {1, static_cast<uint32_t>(shard.spool->messages.size() * 512 + 512), 300};
-    FakeSpool::Stored& stored = shard.spool->messages[made->id];
-    stored.body = "Subject: x\r\n\r\nhello\r\n";
-    made->content.raw = {stored.body};
-    made->content.raw_size = static_cast<uint32_t>(stored.body.size());
-    mail::encode_metadata(made->envelope, made->content, stored.metadata);
-    shard.scheduler->enqueue(std::move(made));
+    shard.scheduler->enqueue(
+        store_message(*shard.spool, ids_.make(shard.io->wall_ms()), *shard.io, config_, domain, tenant, job));
   }
   void route_all_to(std::string host, bool host_per_domain = false) {
     for (auto& shard : shards_) {
