@@ -16,7 +16,6 @@
 namespace millrace::ingress {
 namespace {
 
-constexpr int64_t kNsPerMs = 1'000'000;
 constexpr smtp::Reply kFrozen{450, {4, 7, 0}, "Account is frozen, ask the operator"};
 constexpr smtp::Reply kAccountGone{550, {5, 7, 1}, "Account does not exist any more"};
 constexpr smtp::Reply kNetworkRefused{550, {5, 7, 1}, "Account may not be used from this network"};

@@ -6,13 +6,13 @@
 
 #include <cstdio>
 
-extern "C" void __gcov_dump() __attribute__((weak));
+extern "C" int __llvm_profile_write_file() __attribute__((weak));
 
 namespace millrace::sim {
 
 [[noreturn]] inline void leave(int code) {
   std::fflush(stdout);
-  if (__gcov_dump) __gcov_dump();
+  if (__llvm_profile_write_file) __llvm_profile_write_file();
   _exit(code);
 }
 

@@ -55,6 +55,7 @@ class Receiver::Session final : public net::StreamOwner {
   const reactor::Address& peer() const { return peer_; }
 
  private:
+  const ReceiverBehaviour& behaviour() const { return receiver_.behaviour; }
   bool chance(double probability) {
     return probability > 0 && receiver_.chance_.chance(probability);
   }
@@ -138,15 +139,14 @@ class Receiver::Session final : public net::StreamOwner {
   }
 
   void command(std::string_view line) {
-    const ReceiverBehaviour& behaviour = receiver_.behaviour;
-    if (chance(behaviour.drop_anywhere)) return close(receiver_.chance_.chance(0.5));
+    if (chance(behaviour().drop_anywhere)) return close(receiver_.chance_.chance(0.5));
     if (begins_with(line, "EHLO")) {
       std::string text = "250-receiver.example\r\n";
-      if (behaviour.pipelining) text += "250-PIPELINING\r\n";
-      if (behaviour.chunking) text += "250-CHUNKING\r\n";
-      if (behaviour.dsn) text += "250-DSN\r\n";
-      if (behaviour.tls && !stream_.tls()) text += "250-STARTTLS\r\n";
-      text += fmt::format("250-SIZE {}\r\n250-ENHANCEDSTATUSCODES\r\n250 8BITMIME\r\n", behaviour.size);
+      if (behaviour().pipelining) text += "250-PIPELINING\r\n";
+      if (behaviour().chunking) text += "250-CHUNKING\r\n";
+      if (behaviour().dsn) text += "250-DSN\r\n";
+      if (behaviour().tls && !stream_.tls()) text += "250-STARTTLS\r\n";
+      text += fmt::format("250-SIZE {}\r\n250-ENHANCEDSTATUSCODES\r\n250 8BITMIME\r\n", behaviour().size);
       forget();
       reply(std::move(text));
     } else if (begins_with(line, "HELO")) {
@@ -170,11 +170,11 @@ class Receiver::Session final : public net::StreamOwner {
     } else if (begins_with(line, "RSET")) {
       forget();
       reply("250 2.0.0 ok\r\n");
-    } else if (begins_with(line, "STARTTLS") && behaviour.tls && !stream_.tls()) {
-      if (chance(behaviour.refuse_tls)) return reply("454 4.7.0 not now\r\n");
+    } else if (begins_with(line, "STARTTLS") && behaviour().tls && !stream_.tls()) {
+      if (chance(behaviour().refuse_tls)) return reply("454 4.7.0 not now\r\n");
       forget();
       starting_tls_ = true;
-      reset_after_send_ = chance(behaviour.break_tls);
+      reset_after_send_ = chance(behaviour().break_tls);
       reply("220 2.0.0 go ahead\r\n");
     } else if (begins_with(line, "NOOP")) {
       reply("250 2.0.0 ok\r\n");
@@ -187,15 +187,14 @@ class Receiver::Session final : public net::StreamOwner {
   }
 
   void recipient(std::string path) {
-    const ReceiverBehaviour& behaviour = receiver_.behaviour;
     if (!have_mail_) return reply("503 5.5.1 MAIL first\r\n");
     if (!std::exchange(have_recipient_, true) && receiver_.on_transaction) receiver_.on_transaction(path);
-    if (behaviour.recipients_most > 0 && message_.recipients.size() >= behaviour.recipients_most) {
+    if (behaviour().recipients_most > 0 && message_.recipients.size() >= behaviour().recipients_most) {
       return reply("452 4.5.3 too many recipients\r\n");
     }
-    std::string answer = behaviour.on_recipient ? behaviour.on_recipient(path) : std::string();
-    if (answer.empty() && chance(behaviour.defer_recipient)) answer = "451 4.7.1 greylisted";
-    if (answer.empty() && chance(behaviour.reject_recipient)) answer = "550 5.1.1 no such user";
+    std::string answer = behaviour().on_recipient ? behaviour().on_recipient(path) : std::string();
+    if (answer.empty() && chance(behaviour().defer_recipient)) answer = "451 4.7.1 greylisted";
+    if (answer.empty() && chance(behaviour().reject_recipient)) answer = "550 5.1.1 no such user";
     if (answer.empty()) answer = "250 2.1.5 ok";
     if (answer.starts_with('5')) refused(path);
     if (answer.starts_with('2')) message_.recipients.push_back(std::move(path));
@@ -215,13 +214,12 @@ class Receiver::Session final : public net::StreamOwner {
 
   void wait_for_command() {
     patience_.cancel();
-    receiver_.io_.timers().arm(patience_, receiver_.io_.now() + receiver_.behaviour.patience_ns);
+    receiver_.io_.timers().arm(patience_, receiver_.io_.now() + behaviour().patience_ns);
   }
 
   void on_impatient() { close(false); }
 
   void end_of_data() {
-    const ReceiverBehaviour& behaviour = receiver_.behaviour;
     message_.connection = number_;
     message_.peer = peer_;
     message_.mail = mails_;
@@ -231,11 +229,11 @@ class Receiver::Session final : public net::StreamOwner {
       return reply("503 5.5.1 no recipients\r\n");
     }
     receiver_.messages_on_connection_most = std::max(receiver_.messages_on_connection_most, ++messages_);
-    if (chance(behaviour.defer_data)) {
+    if (chance(behaviour().defer_data)) {
       forget();
       return reply("451 4.3.0 later\r\n");
     }
-    if (chance(behaviour.reject_data)) {
+    if (chance(behaviour().reject_data)) {
       for (const std::string& recipient : message_.recipients) refused(recipient);
       forget();
       return reply("554 5.7.1 no\r\n");
@@ -243,7 +241,7 @@ class Receiver::Session final : public net::StreamOwner {
     ++receiver_.messages_total;
     message_.at_ns = receiver_.io_.now();
     message_.secure = stream_.tls() != nullptr;
-    if (chance(behaviour.drop_unreplied)) {
+    if (chance(behaviour().drop_unreplied)) {
       message_.copy = Copy::unreplied;
       if (receiver_.on_message) receiver_.on_message(message_);
       forget();
@@ -252,8 +250,8 @@ class Receiver::Session final : public net::StreamOwner {
     replied_.push_back(std::move(message_));
     forget();
     reply("250 2.0.0 taken\r\n");
-    if (chance(behaviour.drop_replied)) quit_ = reset_after_send_ = true;
-    if (behaviour.messages_most > 0 && messages_ >= behaviour.messages_most) quit_ = true;
+    if (chance(behaviour().drop_replied)) quit_ = reset_after_send_ = true;
+    if (behaviour().messages_most > 0 && messages_ >= behaviour().messages_most) quit_ = true;
   }
 
   void refused(const std::string& recipient) {
@@ -277,9 +275,8 @@ class Receiver::Session final : public net::StreamOwner {
       return;
     }
     if (timer_.armed() || !sending_.empty() || !stream_.open()) return;
-    const ReceiverBehaviour& behaviour = receiver_.behaviour;
-    auto spread = static_cast<uint64_t>(behaviour.reply_delay_max_ns - behaviour.reply_delay_min_ns);
-    int64_t delay = behaviour.reply_delay_min_ns +
+    auto spread = static_cast<uint64_t>(behaviour().reply_delay_max_ns - behaviour().reply_delay_min_ns);
+    int64_t delay = behaviour().reply_delay_min_ns +
                     static_cast<int64_t>(receiver_.chance_.below(spread + 1));
     receiver_.io_.timers().arm(timer_, receiver_.io_.now() + delay);
   }
@@ -294,7 +291,7 @@ class Receiver::Session final : public net::StreamOwner {
     if (!starting_tls_ || reset_after_send_) return;
     starting_tls_ = false;
     in_.clear();
-    stream_.start_tls(tls::Engine::accept(receiver_.behaviour.tls));
+    stream_.start_tls(tls::Engine::accept(behaviour().tls));
   }
 
   Receiver& receiver_;

@@ -654,7 +654,6 @@ class Run {
   }
   bool failed() const { return !problems_.empty() || (!judge_.objections.empty() && !plan_.flips); }
 
-  const uint64_t seed_;
   const bool verbose_;
   Plan plan_;
   reactor::SimWorld world_;
@@ -725,7 +724,7 @@ reactor::SimOptions sim_options(const Plan& plan) {
 }
 
 Run::Run(uint64_t seed, const Less& less, bool verbose)
-    : seed_(seed), verbose_(verbose), plan_(make_plan(seed, less)), world_(seed, sim_options(plan_)),
+    : verbose_(verbose), plan_(make_plan(seed, less)), world_(seed, sim_options(plan_)),
       relay_host_(world_.add_host({"192.0.2.1", "192.0.2.11"})), sender_host_(world_.add_host({"192.0.2.2"})),
       receiver_host_(world_.add_host({"198.51.100.1", "198.51.100.2", "198.51.100.3", "198.51.100.4",
                                       "198.51.100.5", "198.51.100.6", "198.51.100.7", "198.51.100.8",
