@@ -291,6 +291,7 @@ bool scan_index(std::string_view index, const Trailer& trailer, std::vector<Reco
   if (index.size() < trailer.index_size || crc32c(0, index.data(), trailer.index_size) != trailer.index_crc) {
     return false;
   }
+  if (trailer.entries > trailer.index_size / (sizeof(IndexEntry) + sizeof(RecordHeader))) return false;
   uint32_t pos = 0;
   records.reserve(trailer.entries);
   for (uint32_t i = 0; i < trailer.entries; ++i) {
