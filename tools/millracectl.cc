@@ -271,6 +271,15 @@ int run(int argc, char** argv) {
   forget->add_option("DOMAIN", domain, "The recipient domain")->required();
   forget->callback([&] { request = {{"command", "forget-tls"}, {"domain", domain}}; });
 
+  CLI::App* reports = app.add_subcommand("tls-reports", "Reports of what became of TLS, for operators of recipient domains (RFC 8460)");
+  reports->require_subcommand(1);
+  reports->add_subcommand("list", "What is being counted, and what waits to be sent")->callback([&] {
+    request = {{"command", "tls-reports"}};
+  });
+  reports->add_subcommand("send", "Sends all of it now; counting begins anew")->callback([&] {
+    request = {{"command", "send-tls-reports"}};
+  });
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -297,6 +306,7 @@ int run(int argc, char** argv) {
                      : name == "queue" ? admin::show_queue(*result, view)
                      : name == "show"  ? admin::show_message(*result, view)
                      : name == "accounts" || name == "freeze" || name == "unfreeze" ? admin::show_accounts(*result)
+                     : name == "tls-reports" || name == "send-tls-reports" ? admin::show_tls_reports(*result, view)
                      : name == "forget-tls" ? admin::show_forgotten(*result)
                      : name == "explain" ? admin::show_explain(*result, view)
                                        : admin::show_command(*result, name);

@@ -30,6 +30,9 @@ struct TlsStatus {
   uint64_t policies_kept = 0;  // now, of the shard that has most
   uint64_t blocked = 0;        // outbound: hosts not tried, since what must be known of their TLS could not be had
 
+  // Outbound: TLS reports (RFC 8460) that were posted, that could not be within a day, and that are wanted by mail only.
+  uint64_t reports_sent = 0, reports_given_up = 0, reports_mail_only = 0;
+
   TlsStatus& operator+=(const TlsStatus& part);
 };
 

@@ -34,6 +34,17 @@ class Control {
   virtual std::vector<std::pair<std::string, std::string>> frozen_accounts() const = 0;
   // That the sites which queued mail of the domain is for have had TLS; their names, once it is durable.
   virtual void forget_tls(const std::string& domain, std::function<void(Result<std::vector<std::string>>)> done) = 0;
+  // TLS reports (RFC 8460): one row for each that is being counted or waits to be sent.
+  struct TlsReportRow {
+    std::string domain;
+    uint64_t successful = 0, failed = 0;  // sessions
+    int64_t since_ms = 0;                 // UTC
+    int64_t due_ms = 0;                   // UTC; 0: still being counted
+    std::string why;                      // it has not been sent
+  };
+  virtual std::vector<TlsReportRow> tls_reports() const = 0;
+  // Makes all of them due now; how many there are.
+  virtual void send_tls_reports(std::function<void(Result<uint64_t>)> done) = 0;
   // The pauses in force, as the operator gave them.
   virtual std::vector<queue::Filter> pauses() const = 0;
 };

@@ -127,6 +127,8 @@ Result<Request> parse_request(std::string_view line) {
     if (Status status = keys.finish(); !status) return fail(status.error());
     if (forget.domain.empty()) return fail("forget-tls needs a domain");
     request = std::move(forget);
+  } else if (name == "tls-reports" || name == "send-tls-reports") {
+    request = TlsReportsRequest{name == "send-tls-reports"};
   } else {
     const queue::Command* found =
         std::find_if(std::begin(kCommands), std::end(kCommands),
@@ -134,7 +136,7 @@ Result<Request> parse_request(std::string_view line) {
     if (found == std::end(kCommands)) {
       return fail(
           fmt::format("unknown command '{}'; known are status, queue, show, explain, pause, resume, "
-                      "retry, delete, bounce, accounts, freeze, unfreeze and forget-tls",
+                      "retry, delete, bounce, accounts, freeze, unfreeze, forget-tls, tls-reports and send-tls-reports",
                       name));
     }
     CommandRequest command;
@@ -180,7 +182,10 @@ json to_json(const TlsStatus& s) {
               {"policies_no_https", s.policies_no_https},
               {"policies_malformed", s.policies_malformed},
               {"policies_kept", s.policies_kept},
-              {"blocked", s.blocked}};
+              {"blocked", s.blocked},
+              {"reports_sent", s.reports_sent},
+              {"reports_given_up", s.reports_given_up},
+              {"reports_mail_only", s.reports_mail_only}};
 }
 
 json to_json(const AuthStatus& s) {

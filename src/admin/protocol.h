@@ -11,6 +11,7 @@
 //   {"command":"freeze","account":"acme"}                         also unfreeze; accounts
 //
 //   {"command":"forget-tls","domain":"example.com"}
+//   {"command":"tls-reports"}                                     also send-tls-reports
 //
 //   {"ok":true,"result":{...}}
 //   {"ok":false,"error":"why, and what would be right"}
@@ -56,8 +57,11 @@ struct FreezeRequest {
 struct ForgetTlsRequest {
   std::string domain;
 };
+struct TlsReportsRequest {
+  bool send = false;  // false: what there is
+};
 using Request = std::variant<StatusRequest, QueueRequest, ShowRequest, ExplainRequest, CommandRequest, AccountsRequest,
-                             FreezeRequest, ForgetTlsRequest>;
+                             FreezeRequest, ForgetTlsRequest, TlsReportsRequest>;
 
 Result<Request> parse_request(std::string_view line);
 

@@ -5,8 +5,26 @@
 #include <utility>
 
 #include "base/log.h"
+#include "events/json.h"
 
 namespace millrace::admin {
+namespace {
+
+constexpr size_t kMostReportRows = 1000;
+
+nlohmann::json to_json(const Control::TlsReportRow& row) {
+  const auto time = [](int64_t ms) {
+    char text[events::kTimeSize];
+    events::format_time(ms, text);
+    return std::string(text, sizeof text);
+  };
+  nlohmann::json out{{"domain", row.domain}, {"successful", row.successful}, {"failed", row.failed}, {"since", time(row.since_ms)}};
+  if (row.due_ms != 0) out["due"] = time(row.due_ms);
+  if (!row.why.empty()) out["why"] = row.why;
+  return out;
+}
+
+}  // namespace
 
 // One connection: lines in, lines out.
 class Server::Session final : public net::StreamOwner {
@@ -221,6 +239,24 @@ void Server::handle(uint64_t session, Request request) {
         refuse(sites.error().text);
       }
     });
+  } else if (auto* reports = std::get_if<TlsReportsRequest>(&request)) {
+    if (reports->send) {
+      log::info("operator: send-tls-reports");
+      control_.send_tls_reports([reply, refuse](Result<uint64_t> count) {
+        if (count) {
+          reply(nlohmann::json{{"reports", *count}});
+        } else {
+          refuse(count.error().text);
+        }
+      });
+      return;
+    }
+    nlohmann::json result{{"rows", nlohmann::json::array()}};
+    for (const Control::TlsReportRow& row : control_.tls_reports()) {
+      if (result["rows"].size() == kMostReportRows) break;
+      result["rows"].push_back(to_json(row));
+    }
+    reply(std::move(result));
   } else if (auto* command = std::get_if<CommandRequest>(&request)) {
     if (!command->dry_run) {
       log::info(

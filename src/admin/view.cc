@@ -156,6 +156,23 @@ std::string show_forgotten(const json& result) {
   return out;
 }
 
+std::string show_tls_reports(const json& result, const ViewOptions& options) {
+  auto rows = result.find("rows");
+  if (rows == result.end() || !rows->is_array()) {
+    return fmt::format("{} reports are due now; the log and 'millracectl status' tell what becomes of them\n", number_of(result, "reports"));
+  }
+  if (rows->empty()) return "nothing has been counted\n";
+  std::string out;
+  for (const json& row : *rows) {
+    const std::string why = text_of(row, "why");
+    out += fmt::format("{:<40} {:>8} good {:>8} failed  since {}  {}{}{}\n", text_of(row, "domain"), number_of(row, "successful"),
+                       number_of(row, "failed"), text_of(row, "since"),
+                       text_of(row, "due").empty() ? "being counted" : "due in " + until(row, "due", options.now_ms),
+                       why.empty() ? "" : ": ", why);
+  }
+  return out;
+}
+
 std::string show_status(const json& result, const ViewOptions&) {
   auto n = [&](const char* key) { return number_of(result, key); };
   std::string out =
@@ -180,6 +197,8 @@ std::string show_status(const json& result, const ViewOptions&) {
     if (t("policies_fetched") + not_had > 0) {
       out += fmt::format("; {} policies fetched, {} could not be had", t("policies_fetched"), not_had);
     }
+    if (t("reports_sent") > 0) out += fmt::format("; {} TLS reports sent", t("reports_sent"));
+    if (t("reports_given_up") > 0) out += fmt::format("; {} TLS reports given up", t("reports_given_up"));
     if (t("blocked") > 0) out += fmt::format("; {} hosts not tried", t("blocked"));
     if (t("sessions_in_the_clear") > 0) out += fmt::format("; {} sessions in the clear", t("sessions_in_the_clear"));
     out += '\n';

@@ -15,6 +15,7 @@ struct ViewOptions {
 };
 
 std::string show_forgotten(const nlohmann::json& result);
+std::string show_tls_reports(const nlohmann::json& result, const ViewOptions& options);  // the list, or what was done
 std::string show_accounts(const nlohmann::json& result);  // the list, or what was done
 std::string show_status(const nlohmann::json& result, const ViewOptions& options);
 std::string show_queue(const nlohmann::json& result, const ViewOptions& options);

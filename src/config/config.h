@@ -118,6 +118,9 @@ struct Config {
   TlsLevel tls = TlsLevel::automatic;         // where the shaping file says nothing of the domain
   std::map<std::string, TlsLevel> tls_for;    // by host name: that host and those below it
   std::string tls_ca_file = "/etc/ssl/certs/ca-certificates.crt";
+  std::string tls_reports = "off";            // RFC 8460: the address that reports name as ours, or "off"
+  std::string tls_reports_organization;       // empty: the hostname
+  bool sends_tls_reports() const { return tls_reports != "off"; }
   std::vector<reactor::Address> own_addresses;  // --own-address: NAT addresses that are ours
   std::vector<int64_t> retry_ms = {300'000, 600'000, 1'200'000, 2'400'000, 3'600'000, 7'200'000, 14'400'000};
   int64_t expire_after_ms = 4 * 86'400'000LL;

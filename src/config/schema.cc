@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "config/values.h"
+#include "mail/address.h"
 
 namespace millrace::config {
 namespace {
@@ -160,6 +161,11 @@ Status host_name(std::string_view text) {
 Status level(std::string_view text) {
   if (text == "debug" || text == "info" || text == "warning" || text == "error") return success();
   return fail(fmt::format("'{}' is unknown; choose debug, info, warning or error", text));
+}
+
+Status mail_address_or_off(std::string_view given) {
+  if (given == "off" || (given.find_first_of(" \t<>") == given.npos && mail::parse_mailbox(given).ok())) return success();
+  return fail(fmt::format("'{}' is no mail address; write one such as tls-reports@example.com, or off", given));
 }
 
 Row text(std::string_view name, std::string_view value, std::string Config::*member,
@@ -523,6 +529,12 @@ std::vector<Field> make_schema() {
   add(tls_for().empty_means("none"));
   add(text("tls-ca-file", "FILE", &C::tls_ca_file,
            "PEM: the authorities that receivers' certificates are checked against."));
+  add(text("tls-reports", "ADDRESS|off", &C::tls_reports,
+           "Sends the operators of recipient domains who ask for it daily reports of what became of TLS (RFC 8460), as docs/tls.md "
+           "tells; they name this mail address for questions.",
+           mail_address_or_off));
+  add(text("tls-reports-organization", "NAME", &C::tls_reports_organization, "Who sends these reports.")
+          .empty_means("the hostname"));
   add(toggle("allow-private-destinations", &C::allow_private_destinations,
              "Lets MX hosts have loopback, private and link-local addresses."));
   add(many(

@@ -33,6 +33,22 @@ dns::MxOptions mx_options(const config::Config& config) {
 DeliveryAgent::DeliveryAgent(reactor::Io& io, config::Snapshot config, dns::Mx& mx, dns::Cache& cache, unsigned shard)
     : io_(io), config_(std::move(config)), mx_(mx), sts_(io, cache), next_number_(uint64_t{shard} << 48) {
   make_tls_context();
+  sts_.on_fault = [this](const std::string& domain, StsPolicies::Fault fault, std::string_view why) {
+    using Fault = StsPolicies::Fault;
+    TlsFailure failure;
+    failure.result = fault == Fault::no_https    ? TlsResult::sts_policy_fetch_error
+                     : fault == Fault::untrusted ? TlsResult::sts_webpki_invalid
+                                                 : TlsResult::sts_policy_invalid;
+    failure.reason = why;
+    count_sts_failure(domain, std::move(failure));
+  };
+}
+
+void DeliveryAgent::count_sts_failure(const std::string& domain, TlsFailure failure) {
+  if (!config_->sends_tls_reports()) return;
+  const StsPolicies::PolicyRef policy = sts_.known(domain);
+  tls_counts_.add_failure(domain, policy ? report_policy(domain, *policy) : TlsReportPolicy{TlsReportPolicy::Type::sts, domain, {}, {}},
+                          std::move(failure));
 }
 
 // A new one only for new authorities: with the old one go its sessions.
@@ -95,6 +111,11 @@ void DeliveryAgent::resolved(const std::shared_ptr<Resolving>& both) {
   auto route = std::make_shared<dns::Route>(*both->route);
   route->valid_until_ns = std::min(route->valid_until_ns, both->policy_until_ns);
   ask_tls(*route, destination.domain, both->level, both->policy.get(), destination.tls, both->policy_unknown);
+  const bool by_policy = both->policy && both->policy->mode == StsPolicy::Mode::enforce && destination.tls == mail::TlsWish::none;
+  if (by_policy && route->verdict == dns::Verdict::temporary && !both->route->hosts.empty()) {
+    count_sts_failure(destination.domain, {.result = TlsResult::validation_failure, .mx = both->route->hosts[0].name,
+                                           .reason = "no MX host is named by the policy"});
+  }
   dispatcher_->on_route(destination, std::move(route));
 }
 

@@ -15,6 +15,7 @@
 #include "delivery/close_limits.h"
 #include "delivery/connection.h"
 #include "delivery/mta_sts.h"
+#include "delivery/tls_report.h"
 #include "delivery/tls_policy.h"
 #include "dns/mx.h"
 #include "queue/agent.h"
@@ -72,6 +73,8 @@ class DeliveryAgent final : public queue::Agent {
   TlsMemory& tls_memory() { return tls_memory_; }
   StsPolicies& sts_policies() { return sts_; }
   std::function<void(uint64_t site, int64_t wall_ms)> on_tls_news;
+  // What was counted for reports since the last call.
+  TlsCounts take_tls_counts() { return std::exchange(tls_counts_, {}); }
 
  private:
   friend class Connection;
@@ -99,6 +102,7 @@ class DeliveryAgent final : public queue::Agent {
   };
   std::map<std::pair<const queue::Site*, unsigned>, Fallback> fallbacks_;
   void make_tls_context();
+  void count_sts_failure(const std::string& domain, TlsFailure failure);
   struct Resolving;
   void resolved(const std::shared_ptr<Resolving>& both);
   // With the certificate that these credentials have, if they have one.
@@ -108,6 +112,7 @@ class DeliveryAgent final : public queue::Agent {
   // By certificate; of the present configuration.
   std::map<std::string, std::shared_ptr<tls::ClientContext>> tls_with_certificate_;
   TlsMemory tls_memory_;
+  TlsCounts tls_counts_;  // RFC 8460; while --tls-reports says so
   uint64_t next_number_;
   AgentStats stats_;
 };

@@ -153,6 +153,7 @@ void Connection::try_next() {
     tls_policy_ = tls_policy(*config_, *route_, *target.host);
     if (!tls_policy_.blocked.empty()) {
       note_blocked();
+      count_blocked(*target.host);
       continue;
     }
     // Others of its site refuse TLS; that changes nothing for this one.
@@ -521,6 +522,18 @@ void Connection::note_tls_end(Ending ending) {
     }
     refused = refused || tls_policy_.not_required;  // RFC 8689 4.2.2: whatever becomes of TLS
   }
+  if (engine == nullptr) {
+    if (session_->tls_refused()) {
+      count_tls_failure(TlsResult::starttls_not_supported, {});
+    } else {
+      count_tls_failure(TlsResult::validation_failure, "the connection ended at STARTTLS");
+    }
+  } else if (engine->failure() == tls::Failure::certificate) {
+    count_tls_failure(result_of(engine->info().verified), tls::to_string(engine->info().verified));
+  } else {
+    count_tls_failure(TlsResult::validation_failure, engine->failure() == tls::Failure::none ? "the connection ended in the handshake"
+                                                                                          : tls::to_string(engine->failure()));
+  }
   if (refused && may_fall_back(tls_policy_)) {
     tls_refusing_.push_back(peer_);
     tls_refusal_ = session_->reply();
@@ -536,6 +549,102 @@ void Connection::note_tls_end(Ending ending) {
       probing_ = false;
     }
   }
+}
+
+// ---- TLS reports (RFC 8460)
+
+// Of next hops that the operator named, and of mail that asks for itself, nobody wants a report. In the clear: the connection
+// that was refused TLS has been counted.
+bool Connection::counts_tls() const {
+  return config_->sends_tls_reports() && !route_->explicit_hop && !in_the_clear_ && !tls_policy_.requiretls &&
+         !tls_policy_.not_required && tls_policy_.level != config::TlsLevel::none;
+}
+
+TlsReportPolicy Connection::report_policy_of(std::string_view domain) const {
+  using Type = TlsReportPolicy::Type;
+  TlsReportPolicy policy;
+  policy.domain = domain;
+  const bool sts = tls_policy_.name == "mta-sts" || tls_policy_.name == "mta-sts-testing";
+  if (sts) {
+    const StsPolicies::PolicyRef known = agent_.sts_.known(policy.domain);
+    if (known) return report_policy(domain, *known);
+    policy.type = Type::sts;
+    return policy;
+  }
+  if (!tls_policy_.dane && tls_policy_.name != "dane-unusable" && tls_policy_.blocked.empty()) return policy;
+  policy.type = Type::tlsa;
+  for (const dns::Host& host : route_->hosts) {
+    if (host.name != host_) continue;
+    if (!host.dane.base.empty()) policy.domain = host.dane.base;
+    for (const tls::TlsaRecord& record : host.dane.records) policy.strings.push_back(to_string(record));
+    break;
+  }
+  return policy;
+}
+
+TlsFailure Connection::tls_failure(TlsResult result, std::string_view reason) const {
+  TlsFailure failure;
+  failure.result = result;
+  failure.sending_ip = source_text_;
+  failure.mx = host_;
+  failure.receiving_ip = peer_.host_string();
+  failure.reason = reason;
+  return failure;
+}
+
+void Connection::count_blocked(const dns::Host& host) {
+  source_text_.clear();
+  switch (host.dane.state) {
+    case dns::Dane::State::unknown: return count_tls_failure(TlsResult::dnssec_invalid, {});
+    case dns::Dane::State::none: return count_tls_failure(TlsResult::dane_required, {});
+    case dns::Dane::State::records: return count_tls_failure(TlsResult::tlsa_invalid, {});
+  }
+}
+
+// Before any mail went: it is every domain's that waits for such a connection.
+void Connection::count_tls_failure(TlsResult result, std::string_view reason) {
+  constexpr size_t kMostDomains = 20;
+  if (!counts_tls()) return;
+  std::vector<std::string_view> domains;
+  agent_.dispatcher_->waiting_domains(*this, kMostDomains, domains);
+  for (std::string_view domain : domains) {
+    agent_.tls_counts_.add_failure(domain, report_policy_of(domain), tls_failure(result, reason));
+  }
+}
+
+// The conversation has begun.
+void Connection::note_tls_outcome() {
+  counting_ = counts_tls();
+  tls_fault_.reset();
+  last_counted_.clear();
+  counted_.clear();
+  if (!counting_) return;
+  if (!session_->secure()) {
+    tls_fault_ = tls_failure(TlsResult::starttls_not_supported, {});
+    return;
+  }
+  const tls::Verified verified = stream_.tls()->info().verified;
+  if (tls_policy_.name == "dane-unusable") {
+    tls_fault_ = tls_failure(TlsResult::tlsa_invalid, {});
+  } else if (tls_policy_.name == "mta-sts-testing" && verified != tls::Verified::ok) {
+    tls_fault_ = tls_failure(result_of(verified), tls::to_string(verified));
+  }
+}
+
+void Connection::count_session(std::string_view domain) {
+  last_counted_ = domain;
+  if (std::find(counted_.begin(), counted_.end(), domain) != counted_.end()) return;
+  counted_.emplace_back(domain);
+  const TlsReportPolicy policy = report_policy_of(domain);
+  if (tls_fault_) return agent_.tls_counts_.add_failure(domain, policy, *tls_fault_);
+  if (tls_policy_.name == "mta-sts-testing") {
+    const StsPolicies::PolicyRef known = agent_.sts_.known(last_counted_);
+    if (known && !known->allows(host_)) {
+      return agent_.tls_counts_.add_failure(
+          domain, policy, tls_failure(TlsResult::validation_failure, "the policy does not name this MX host"));
+    }
+  }
+  agent_.tls_counts_.add_success(domain, policy);
 }
 
 // ---- conversing
@@ -599,7 +708,9 @@ void Connection::arm(int64_t deadline) {
 
 queue::Attempt* Connection::take() {
   if (retired_) return nullptr;
-  return agent_.dispatcher_->take(*this);
+  queue::Attempt* attempt = agent_.dispatcher_->take(*this);
+  if (counting_ && attempt != nullptr && attempt->domain != last_counted_) count_session(attempt->domain);
+  return attempt;
 }
 
 void Connection::finished(queue::Attempt& attempt) {
@@ -638,6 +749,7 @@ void Connection::ready() {
     ++agent_.stats_.plaintext_sessions;
     if (session_->tls_refused()) ++agent_.stats_.tls_not_offered;
   }
+  note_tls_outcome();
   agent_.dispatcher_->lane_ready(*this);
 }
 

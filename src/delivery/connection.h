@@ -15,6 +15,7 @@
 #include "config/config.h"
 #include "delivery/session.h"
 #include "delivery/tls_policy.h"
+#include "delivery/tls_report.h"
 #include "dns/mx.h"
 #include "net/stream.h"
 #include "queue/agent.h"
@@ -73,6 +74,14 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   bool take_fallback();
   void note_tls_end(Ending ending);
   void begin_tls();
+  // ---- RFC 8460
+  bool counts_tls() const;
+  TlsReportPolicy report_policy_of(std::string_view domain) const;
+  void count_blocked(const dns::Host& host);
+  void count_tls_failure(TlsResult result, std::string_view reason);
+  void note_tls_outcome();
+  void count_session(std::string_view domain);
+  TlsFailure tls_failure(TlsResult result, std::string_view reason) const;
 
   // ---- SessionOwner
   queue::Attempt* take() override;
@@ -129,6 +138,11 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   std::vector<reactor::Address> tls_refusing_;  // those; in the clear: of the earlier connection, and nobody else is tried
   bool tls_unclear_ = false;        // one was silent, or cut off, or must not be sent to in the clear
   bool refused_5xx_ = false;  // the last host refused by a 5xx greeting
+  // What became of TLS, for reports: counted for each domain that has mail on the connection.
+  bool counting_ = false;
+  std::optional<TlsFailure> tls_fault_;
+  std::string last_counted_;
+  std::vector<std::string> counted_;
   // ---- REQUIRETLS (RFC 8689 4.2.1), on routes that ask for it
   std::string unprotected_;           // what one host said or showed that has no good TLS
   bool requiretls_missing_ = false;   // one has, and does not offer REQUIRETLS

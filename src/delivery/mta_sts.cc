@@ -271,7 +271,9 @@ void StsPolicies::on_address(Fetching& fetching, const dns::Answer& answer) {
     if (allow_private_ || dns::why_not_public(address).empty()) fetching.addresses.push_back(address);
   }
   if (--fetching.lookups > 0) return;
-  if (fetching.addresses.empty()) return fail(fetching, stats_.no_host, "its host has no address that may be asked");
+  if (fetching.addresses.empty()) {
+    return fail(fetching, stats_.no_host, "its host has no address that may be asked", Fault::no_https);
+  }
   auto job = std::make_unique<StsFetch>();
   job->host = "mta-sts." + fetching.domain;
   job->addresses = fetching.addresses;
@@ -286,13 +288,15 @@ void StsPolicies::on_address(Fetching& fetching, const dns::Answer& answer) {
   fetching.job = job.get();
   if (fetcher_->submit(std::move(job))) return;
   fetching.job = nullptr;
-  fail(fetching, stats_.too_many, "too many are being fetched");
+  fail(fetching, stats_.too_many, "too many are being fetched", std::nullopt);
 }
 
 void StsPolicies::on_fetched(Fetching& fetching, StsFetch& job) {
-  if (!job.fetched) return fail(fetching, stats_.no_https, job.error);
+  if (!job.fetched) {
+    return fail(fetching, stats_.no_https, job.error, job.untrusted ? Fault::untrusted : Fault::no_https);
+  }
   Result<StsPolicy> policy = read_sts_policy(job.body);
-  if (!policy) return fail(fetching, stats_.malformed, policy.error().text);
+  if (!policy) return fail(fetching, stats_.malformed, policy.error().text, Fault::malformed);
   ++stats_.fetched;
   policy->id = fetching.id;
   policy->fetched_ms = io_.wall_ms();
@@ -302,8 +306,9 @@ void StsPolicies::on_fetched(Fetching& fetching, StsFetch& job) {
   finish(fetching, !policies_.contains(fetching.domain));  // there may have been no room
 }
 
-void StsPolicies::fail(Fetching& fetching, uint64_t& counter, std::string_view why) {
+void StsPolicies::fail(Fetching& fetching, uint64_t& counter, std::string_view why, std::optional<Fault> fault) {
   ++counter;
+  if (fault && on_fault) on_fault(fetching.domain, *fault, why);
   log::info("the MTA-STS policy of {} cannot be had: {}{}", fetching.domain, why,
             known(fetching.domain) ? "; the one that is known goes on to hold" : "");
   if (failed_.size() >= kMostPolicies) std::erase_if(failed_, [&](const auto& item) { return item.second <= io_.now(); });

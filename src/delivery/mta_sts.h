@@ -50,14 +50,19 @@ std::optional<StsPolicy> decode_sts_policy(std::string_view text);
 
 inline constexpr size_t kLongestStsPolicy = 64 * 1024;
 
-// One GET of https://mta-sts.DOMAIN/.well-known/mta-sts.txt. Made by a shard, given away with submit(), and back by `mailbox`,
-// where `done` is called unless `owner` has been taken out meanwhile.
+// One HTTPS request: a GET of https://mta-sts.DOMAIN/.well-known/mta-sts.txt or, with an upload, a POST of a report
+// (delivery/tls_reporter.h). Made by a shard, given away with submit(), and back by `mailbox`, where `done` is called unless
+// `owner` has been taken out meanwhile.
 struct StsFetch : reactor::Letter {
   std::string host;                         // "mta-sts.example.org"
+  uint16_t port = 443;
+  std::string target = "/.well-known/mta-sts.txt";
+  std::string upload, upload_type;          // the body and its media type; empty: GET
   std::vector<reactor::Address> addresses;  // of it
   std::shared_ptr<const std::string> authorities;  // PEM
   // The answer.
-  bool fetched = false;  // 200, text/plain, from a server whose certificate is good for the host
+  bool fetched = false;  // 200, text/plain, from a server whose certificate is good for the host; of an upload any 2xx
+  bool untrusted = false;  // its certificate is not
   std::string body;
   std::string error;
 
@@ -115,6 +120,11 @@ class StsPolicies {
   void note(const std::string& domain, StsPolicy policy);
   // Of one that was fetched: to be stored and told to the other shards.
   std::function<void(const std::string& domain, const StsPolicy& policy)> on_news;
+  // A policy could not be had, for a reason of its domain's.
+  enum class Fault : uint8_t { no_https, untrusted, malformed };
+  std::function<void(const std::string& domain, Fault fault, std::string_view why)> on_fault;
+  // nullptr: none that we know.
+  PolicyRef known(const std::string& domain) const;
   // No policy and no fetch of the domain is kept.
   void forget(const std::string& domain) { policies_.erase(domain), failed_.erase(domain); }
 
@@ -137,13 +147,12 @@ class StsPolicies {
     StsPolicies* policies = nullptr;
   };
 
-  PolicyRef known(const std::string& domain) const;
   void on_record(const std::string& domain, const dns::Answer& answer, const Callback& done);
   void fetch(const std::string& domain, const std::string& id, Callback done);
   void on_address(Fetching& fetching, const dns::Answer& answer);
   void on_fetched(Fetching& fetching, StsFetch& job);
   void finish(Fetching& fetching, bool unknown);  // destroys it
-  void fail(Fetching& fetching, uint64_t& counter, std::string_view why);
+  void fail(Fetching& fetching, uint64_t& counter, std::string_view why, std::optional<Fault> fault);
 
   reactor::Io& io_;
   dns::Cache& cache_;

@@ -66,6 +66,7 @@ struct RecipientResult {
 struct Attempt : reactor::Letter {
   const Message* message = nullptr;      // read-only; its home keeps it until the attempt is back
   std::vector<uint32_t> recipients;      // indices into message->envelope.recipients, one domain
+  std::string_view domain;               // that one, as it is routed; its home keeps it, too
   // Filled in by delivery before finished(), parallel to `recipients`.
   std::vector<RecipientResult> results;
   // About the connection that served it.
@@ -156,6 +157,9 @@ class Dispatcher {
   // Agent destroys the lane after this call.
   virtual void lane_closed(Lane& lane, const LaneEnd& end) = 0;
   virtual void on_route(Destination& destination, std::shared_ptr<const dns::Route> route) = 0;
+  // Whose mail waits for a connection such as this lane's: domains, each once, at most `most`. They hold until the end of
+  // the turn.
+  virtual void waiting_domains(const Lane& lane, size_t most, std::vector<std::string_view>& domains) {}
 };
 
 // What the queue calls.

@@ -1126,6 +1126,7 @@ Attempt* Scheduler::make_attempt(Item& item, const Site& site) {
   message.resident_link.unlink();
   attempt->message = &message;
   attempt->item = &item;
+  attempt->domain = item.queue->destination->domain;
   attempt->home_shard = context_.shard;
   attempt->taken_at = now();
   recipients_of(item, attempt->recipients);
@@ -1160,6 +1161,19 @@ void Scheduler::release_attempt(Attempt& attempt) {
   attempt.message = nullptr;
   attempt.item = nullptr;
   attempts_free_.emplace_back(&attempt);
+}
+
+void Scheduler::waiting_domains(const Lane& lane, size_t most, std::vector<std::string_view>& domains) {
+  constexpr size_t kMostLookedAt = 200;
+  LaneGroup& group = lane.site->groups[lane.source];
+  size_t looked_at = 0;
+  const auto add = [&](std::string_view domain) {
+    if (std::find(domains.begin(), domains.end(), domain) == domains.end()) domains.push_back(domain);
+    return domains.size() < most && ++looked_at < kMostLookedAt;
+  };
+  bool more = most > 0;
+  if (more) group.ready.each([&](const SubQueue& queue) { return more = add(queue.destination->domain); });
+  for (Attempt* at = group.borrowed.front(); more && at; at = group.borrowed.next(*at)) more = add(at->domain);
 }
 
 void Scheduler::lane_ready(Lane& lane) {

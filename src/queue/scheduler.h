@@ -143,6 +143,7 @@ class Scheduler final : public Dispatcher, public Intake {
   // ---- Dispatcher
   Attempt* take(Lane& lane) override;
   void finished(Attempt& attempt) override;
+  void waiting_domains(const Lane& lane, size_t most, std::vector<std::string_view>& domains) override;
   void lane_ready(Lane& lane) override;
   void lane_closed(Lane& lane, const LaneEnd& end) override;
   void on_route(Destination& destination, std::shared_ptr<const dns::Route> route) override;

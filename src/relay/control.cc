@@ -13,6 +13,51 @@
 
 namespace millrace::relay {
 
+Control::Control(std::vector<std::unique_ptr<Shard>>& shards, ingress::Accounts& accounts, ingress::Quotas& quotas,
+                 delivery::StsFetcher* fetcher)
+    : shards_(shards), accounts_(accounts), quotas_(quotas), reporter_(shards[0]->io(), shards[0]->dns_cache()) {
+  reporter_.set_fetcher(fetcher, &shards[0]->mailbox());
+  reporter_.gather = [this](std::function<void(delivery::TlsCounts)> done) {
+    auto parts = std::make_shared<std::vector<delivery::TlsCounts>>(shards_.size());
+    on_every_shard([parts](Shard& shard) { (*parts)[shard.number()] = shard.delivery().take_tls_counts(); },
+                   [parts, done = std::move(done)] {
+                     delivery::TlsCounts sum = std::move(parts->front());
+                     for (size_t i = 1; i < parts->size(); ++i) sum.add((*parts)[i]);
+                     done(std::move(sum));
+                   });
+  };
+  reporter_.store = [this](std::string key, std::string value, std::function<void()> done) {
+    state().put_state(std::move(key), std::move(value), [done = std::move(done)](Status) {
+      if (done) done();
+    });
+  };
+}
+
+void Control::configure(const config::Config& config) {
+  delivery::TlsReporter::Options options;
+  options.on = sends_reports_ = config.sends_tls_reports();
+  options.organization = config.tls_reports_organization.empty() ? config.hostname : config.tls_reports_organization;
+  options.contact = config.tls_reports;
+  options.node = config.hostname;
+  options.authorities = std::make_shared<const std::string>(config.tls_client ? config.tls_client->ca_pem : std::string());
+  options.ipv6 = config.ipv6 != config::Ipv6::off;
+  options.allow_private = config.allow_private_destinations;
+  reporter_.configure(std::move(options));
+}
+
+std::vector<admin::Control::TlsReportRow> Control::tls_reports() const {
+  std::vector<TlsReportRow> rows;
+  for (delivery::TlsReporter::Row& row : reporter_.rows()) {
+    rows.push_back({std::move(row.domain), row.successful, row.failed, row.start_s * 1000, row.due_ms, std::move(row.why)});
+  }
+  return rows;
+}
+
+void Control::send_tls_reports(std::function<void(Result<uint64_t>)> done) {
+  if (!sends_reports_) return done(fail("no reports are made: --tls-reports is off"));
+  reporter_.send_now([done = std::move(done)](size_t count) { done(uint64_t{count}); });
+}
+
 std::string Control::key(uint64_t number, queue::Command command) {
   return std::string(queue::to_string(command)) + "/" + std::to_string(number);
 }
@@ -32,6 +77,7 @@ void Control::on_state(std::string_view key, std::string_view value) {
     }
     return;
   }
+  if (word == "tlsrpt") return reporter_.recover(key.substr(slash + 1), value);
   if (word == "account") {
     std::string_view rest = key.substr(slash + 1);
     if (rest.starts_with("f/")) {
@@ -355,9 +401,12 @@ void Control::explain(const std::string& domain, const mail::SpoolId& id,
 void Control::status(std::function<void(RelayStatus)> done) {
   auto parts = std::make_shared<std::vector<RelayStatus>>(shards_.size());
   on_every_shard([parts](Shard& shard) { shard.add_status((*parts)[shard.number()]); },
-                 [parts, done = std::move(done)] {
+                 [this, parts, done = std::move(done)] {
                    RelayStatus sum;
                    for (const RelayStatus& part : *parts) sum += part;
+                   sum.tls_out.reports_sent = reporter_.stats().sent;
+                   sum.tls_out.reports_given_up = reporter_.stats().given_up;
+                   sum.tls_out.reports_mail_only = reporter_.stats().mail_only;
                    sum.shards = static_cast<unsigned>(parts->size());
                    done(sum);
                  });

@@ -4,10 +4,13 @@
 //
 // It also keeps what the shards have learnt of sites with TLS (delivery/tls_policy.h) alike and durable.
 //
+// It gathers what the shards have counted for TLS reports, which are sent from here.
+//
 // Accounts that are frozen are held by a pause of their own.
 //
 // Keys in the spool's state: "account/f/NAME" with why it is frozen (the rest of "account/" is ingress/accounts.h's),
-// "quota/" (ingress/quotas.h), "auth/secret", "tls/HASH" (the site's, with the time), "mta-sts/DOMAIN", "pause/N", "delete/N",
+// "quota/" (ingress/quotas.h), "auth/secret", "tls/HASH" (the site's, with the time), "mta-sts/DOMAIN",
+// "tlsrpt/SECOND/DOMAIN" (delivery/tls_reporter.h), "pause/N", "delete/N",
 // "bounce/N", each with the filter; N rises for ever.
 #pragma once
 
@@ -17,6 +20,7 @@
 #include <vector>
 
 #include "admin/control.h"
+#include "delivery/tls_reporter.h"
 #include "queue/scheduler.h"
 #include "relay/shard.h"
 
@@ -24,8 +28,11 @@ namespace millrace::relay {
 
 class Control final : public admin::Control {
  public:
-  Control(std::vector<std::unique_ptr<Shard>>& shards, ingress::Accounts& accounts, ingress::Quotas& quotas)
-      : shards_(shards), accounts_(accounts), quotas_(quotas) {}
+  Control(std::vector<std::unique_ptr<Shard>>& shards, ingress::Accounts& accounts, ingress::Quotas& quotas,
+          delivery::StsFetcher* fetcher);
+
+  delivery::TlsReporter& reporter() { return reporter_; }
+  void configure(const config::Config& config);
 
   // At recovery, before the shards start.
   void on_state(std::string_view key, std::string_view value);
@@ -56,6 +63,8 @@ class Control final : public admin::Control {
   void freeze(const std::string& account, bool frozen, std::function<void(Status)> done) override;
   std::vector<std::pair<std::string, std::string>> frozen_accounts() const override;
   void forget_tls(const std::string& domain, std::function<void(Result<std::vector<std::string>>)> done) override;
+  std::vector<TlsReportRow> tls_reports() const override;
+  void send_tls_reports(std::function<void(Result<uint64_t>)> done) override;
   // The pauses in force, as the operator wrote them.
   std::vector<queue::Filter> pauses() const override;
 
@@ -87,6 +96,8 @@ class Control final : public admin::Control {
   bool secret_given_ = false;
   std::vector<std::pair<uint64_t, int64_t>> recovered_tls_;  // until apply_recovered()
   std::vector<std::pair<std::string, delivery::StsPolicy>> recovered_policies_;
+  delivery::TlsReporter reporter_;
+  bool sends_reports_ = false;
   std::map<uint64_t, Rule> rules_;  // pauses, and removals not yet finished
   uint64_t next_ = 1;
 };

@@ -42,7 +42,8 @@ Core::Core(Parts parts) : config_(std::move(parts.config)), observers_(std::move
         Shard::Parts{io, number, count, config_, limits_, accounts_, quotas_, *passwords_, policies_.get(), observers_,
                      std::move(parts.transports[number])}));
   }
-  control_ = std::make_unique<Control>(shards_, accounts_, quotas_);
+  control_ = std::make_unique<Control>(shards_, accounts_, quotas_, policies_.get());
+  control_->configure(*config_);
   accounts_.on_changed = [this](const std::string& account) {
     Call::post(shards_[0]->mailbox(), [this, account] { control_->write_account(account); });
   };
@@ -110,6 +111,7 @@ Status Core::open_rest() {
   for (auto& shard : shards_) peers.push_back({&shard->scheduler(), &shard->mailbox()});
   for (auto& shard : shards_) shard->scheduler().set_peers(peers);
   control_->apply_recovered();
+  control_->reporter().start();
   if (config_->accounts) control_->accounts_configured();
   std::vector<config::Listen> listen = config::listeners(*config_);
   for (auto& shard : shards_) {
@@ -150,7 +152,7 @@ void Core::drain(std::function<void()> done) {
                    // No session is left: what is still being checked comes back to nobody.
                    passwords_->stop();
                    if (policies_) policies_->stop();
-                   done();
+                   control_->reporter().stop(done);
                  });
   if (cut_short_) cut_short();
 }
@@ -192,6 +194,7 @@ void Core::cut_short() {
 
 void Core::adopt(config::Snapshot config) {
   config_ = config;
+  control_->configure(*config_);
   if (config_->accounts && attached_) control_->accounts_configured();
   for (auto& shard : shards_) {
     Call::post(shard->mailbox(), [at = shard.get(), config] { at->adopt(config); });

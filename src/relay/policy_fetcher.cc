@@ -29,14 +29,14 @@ struct PolicyFetcher::Transfer {
   explicit Transfer(std::unique_ptr<delivery::StsFetch> one) : fetch(std::move(one)) {
     easy = curl_easy_init();
     if (easy == nullptr) end_out_of_memory();
-    std::string entry = fmt::format("{}:443:", fetch->host);
+    std::string entry = fmt::format("{}:{}:", fetch->host, fetch->port);
     for (size_t i = 0; i < fetch->addresses.size(); ++i) {
       if (i > 0) entry += ',';
       const reactor::Address& address = fetch->addresses[i];
       entry += address.is_ipv6() ? fmt::format("[{}]", address.host_string()) : address.host_string();
     }
     resolve = curl_slist_append(nullptr, entry.c_str());
-    const std::string url = fmt::format("https://{}/.well-known/mta-sts.txt", fetch->host);
+    const std::string url = fmt::format("https://{}:{}{}", fetch->host, fetch->port, fetch->target);
     curl_easy_setopt(easy, CURLOPT_URL, url.c_str());
     curl_easy_setopt(easy, CURLOPT_RESOLVE, resolve);
     curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "https");
@@ -62,16 +62,24 @@ struct PolicyFetcher::Transfer {
     curl_easy_setopt(easy, CURLOPT_WRITEDATA, this);
     curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, &Transfer::on_bytes);
     curl_easy_setopt(easy, CURLOPT_PRIVATE, this);
+    if (fetch->upload.empty()) return;
+    headers = curl_slist_append(nullptr, fmt::format("Content-Type: {}", fetch->upload_type).c_str());
+    headers = curl_slist_append(headers, "Expect:");  // it is short
+    curl_easy_setopt(easy, CURLOPT_HTTPHEADER, headers);
+    curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(fetch->upload.size()));
+    curl_easy_setopt(easy, CURLOPT_POSTFIELDS, fetch->upload.data());
   }
   ~Transfer() {
     curl_easy_cleanup(easy);
     curl_slist_free_all(resolve);
+    curl_slist_free_all(headers);
   }
   Transfer(const Transfer&) = delete;
   Transfer& operator=(const Transfer&) = delete;
 
   static size_t on_bytes(char* bytes, size_t, size_t size, void* self) {
     auto& transfer = *static_cast<Transfer*>(self);
+    if (!transfer.fetch->upload.empty()) return size;  // what it says to a report is its own business
     std::string& body = transfer.fetch->body;
     if (size > delivery::kLongestStsPolicy - body.size()) {
       transfer.too_long = true;
@@ -91,9 +99,10 @@ struct PolicyFetcher::Transfer {
       fetch->error = "the policy is longer than 64 KiB";
     } else if (code != CURLE_OK) {
       fetch->error = error[0] != '\0' ? error : curl_easy_strerror(code);
-    } else if (status != 200) {
+      fetch->untrusted = code == CURLE_PEER_FAILED_VERIFICATION;
+    } else if (!fetch->upload.empty() ? status / 100 != 2 : status != 200) {
       fetch->error = fmt::format("the server answers {}", status);
-    } else if (!is_plain_text(type)) {
+    } else if (fetch->upload.empty() && !is_plain_text(type)) {
       fetch->error = "what the server sends is not text/plain";
     } else {
       fetch->fetched = true;
@@ -104,6 +113,7 @@ struct PolicyFetcher::Transfer {
   std::unique_ptr<delivery::StsFetch> fetch;
   CURL* easy = nullptr;
   curl_slist* resolve = nullptr;
+  curl_slist* headers = nullptr;
   char error[CURL_ERROR_SIZE] = {};
   bool too_long = false;
 };
@@ -111,7 +121,7 @@ struct PolicyFetcher::Transfer {
 PolicyFetcher::PolicyFetcher() {
   static const CURLcode started = curl_global_init(CURL_GLOBAL_DEFAULT);
   usable_ = started == CURLE_OK;
-  if (!usable_) log::error("libcurl: {}; no MTA-STS policies are fetched", curl_easy_strerror(started));
+  if (!usable_) log::error("libcurl: {}; no MTA-STS policies are fetched, and no TLS reports sent", curl_easy_strerror(started));
 }
 
 PolicyFetcher::~PolicyFetcher() { stop(); }

@@ -1,8 +1,8 @@
-// Fetches MTA-STS policies by HTTPS (RFC 8461 3.3) with libcurl, on one thread beside the shards: kMostAtOnce at a time,
-// a bounded number waiting. The thread starts with the first fetch.
+// Fetches MTA-STS policies by HTTPS (RFC 8461 3.3) and posts TLS reports (RFC 8460 5.2) with libcurl, on one thread beside the
+// shards: kMostAtOnce at a time, a bounded number waiting. The thread starts with the first of them.
 //
 // What is taken: 200 and text/plain from a server whose certificate is good for the policy host, within 64 KiB and
-// kTimeoutMs. No redirects, no proxy, no other protocol; the addresses are those that our resolver found.
+// kTimeoutMs; to a report any 2xx from such a server. No redirects, no proxy, no other protocol; the addresses are those that our resolver found.
 #pragma once
 
 #include <deque>

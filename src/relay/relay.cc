@@ -47,6 +47,9 @@ TlsStatus& TlsStatus::operator+=(const TlsStatus& part) {
   policies_malformed += part.policies_malformed;
   policies_kept = std::max(policies_kept, part.policies_kept);
   blocked += part.blocked;
+  reports_sent += part.reports_sent;
+  reports_given_up += part.reports_given_up;
+  reports_mail_only += part.reports_mail_only;
   return *this;
 }
 

@@ -90,6 +90,7 @@ class Shard {
   delivery::DeliveryAgent& delivery() { return *delivery_; }
   ingress::Injector& injector() { return *injector_; }
   ingress::SmtpListener& listener() { return *listener_; }
+  dns::Cache& dns_cache() { return *cache_; }
   EventTee& events() { return tee_; }
   spool::Spool* spool() { return spool_.get(); }  // nullptr before attach()
 

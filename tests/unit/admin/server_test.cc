@@ -70,6 +70,10 @@ struct FakeControl final : Control {
     if (domain != "example.com") return done(fail("no such mail"));
     done(std::vector<std::string>{"mx1.example.com,mx2.example.com"});
   }
+  std::vector<TlsReportRow> tls_reports() const override {
+    return {{"example.com", 5, 2, 1'700'000'000'000, 0, {}}, {"example.org", 1, 0, 1'700'000'000'000, 1'700'000'001'000, "no server"}};
+  }
+  void send_tls_reports(std::function<void(Result<uint64_t>)> done) override { done(uint64_t{2}); }
   std::vector<std::pair<std::string, std::string>> frozen_accounts() const override {
     std::vector<std::pair<std::string, std::string>> all;
     for (const std::string& account : frozen_) all.emplace_back(account, "by the operator");
@@ -248,6 +252,16 @@ TEST_F(AdminServer, TlsIsForgottenOfADomain) {
   EXPECT_EQ(ask({{"command", "forget-tls"}, {"domain", "other.example"}})["error"], "no such mail");
   EXPECT_EQ(ask({{"command", "forget-tls"}})["ok"], false);
   EXPECT_EQ(ask({{"command", "forget-tls"}, {"domain", "example.com"}, {"job", "x"}})["ok"], false) << "about a job it says nothing";
+}
+
+TEST_F(AdminServer, TlsReportsAreListedAndSent) {
+  const json listed = ask({{"command", "tls-reports"}})["result"]["rows"];
+  EXPECT_EQ(listed[0]["failed"], 2);
+  EXPECT_FALSE(listed[0].contains("due"));
+  EXPECT_EQ(listed[1]["due"], "2023-11-14T22:13:21.000Z");
+  EXPECT_EQ(listed[1]["why"], "no server");
+  EXPECT_EQ(ask({{"command", "send-tls-reports"}})["result"]["reports"], 2);
+  EXPECT_EQ(ask({{"command", "tls-reports"}, {"domain", "x"}})["ok"], false);
 }
 
 TEST_F(AdminServer, SeveralRequestsOfAConnectionAreAnsweredInOrder) {

@@ -43,6 +43,11 @@ class FakeQueue final : public queue::Dispatcher {
   void on_route(queue::Destination& destination, std::shared_ptr<const dns::Route> route) override {
     destination.route = std::move(route);
   }
+  void waiting_domains(const queue::Lane&, size_t most, std::vector<std::string_view>& domains) override {
+    for (const std::string& domain : waiting_for) {
+      if (domains.size() < most) domains.push_back(domain);
+    }
+  }
   std::string outcomes() const {
     std::string out;
     for (const queue::Attempt* attempt : finished_) out += fmt::format("[{}]", outcome(*attempt));
@@ -54,6 +59,7 @@ class FakeQueue final : public queue::Dispatcher {
   std::vector<LaneEnd> ends;
   queue::Lane* waiting = nullptr;
   int ready = 0;
+  std::vector<std::string> waiting_for;
 };
 
 class ConnectionTest : public ::testing::Test {
