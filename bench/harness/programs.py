@@ -6,6 +6,7 @@ import select
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 
@@ -24,15 +25,35 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def wait_for_greeting(port, seconds, alive, host='127.0.0.1'):
+class Certificate:
+    """An ECDSA P-256 one of its own, for all who take part; and the suite that they speak."""
+    suite = 'TLS_AES_128_GCM_SHA256'
+
+    def __init__(self, directory):
+        self.chain, self.key, self.both = (pathlib.Path(directory) / name for name in ('chain.pem', 'key.pem', 'both.pem'))
+        openssl = shutil.which('openssl')
+        if not openssl:
+            raise Broken('openssl is not installed')
+        subprocess.run([openssl, 'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '30',
+                        '-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost', '-keyout', self.key, '-out', self.chain],
+                       check=True, capture_output=True)
+        self.both.write_text(self.key.read_text() + self.chain.read_text())
+        for file in (self.chain, self.key, self.both):
+            file.chmod(0o644)
+
+
+def wait_for_greeting(port, seconds, alive, host='127.0.0.1', tls=None):
     """Until a server on this port says 220."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not alive():
             raise Broken('it ended before it listened')
         try:
-            with socket.create_connection((host, port), 1) as connection:
-                connection.settimeout(5)
+            with socket.create_connection((host, port), 1) as plain:
+                plain.settimeout(5)
+                connection = context.wrap_socket(plain) if tls else plain
                 if connection.recv(512).startswith(b'220'):
                     connection.sendall(b'QUIT\r\n')
                     return

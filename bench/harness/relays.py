@@ -24,6 +24,7 @@ class Relay:
         self.sink_port = sink_port
         self.reuse = reuse  # False: one message a connection, on both sides
         self.options = options
+        self.tls = None  # a programs.Certificate: implicit TLS on both sides
         self.port = free_port()
         self.tree = None
 
@@ -40,7 +41,7 @@ class Relay:
         self.tree = machine.Tree(self.name.replace(' ', '-'))
         self.tree.start([*wrapper, *self.command()], self.log)
         try:
-            wait_for_greeting(self.port, 30, lambda: self.tree.process.poll() is None)
+            wait_for_greeting(self.port, 30, lambda: self.tree.process.poll() is None, tls=self.tls)
         except Broken as problem:
             tail = (self.directory / 'log').read_text(errors='replace')[-600:]
             raise Broken(f'{self.name}: {problem}\n{tail}') from None
@@ -73,6 +74,11 @@ class HAProxy(Relay):
         return None if shutil.which('haproxy', path='/usr/sbin:/usr/bin') else 'haproxy is not installed'
 
     def command(self):
+        # One suite, as Millrace has it with source and sink; sessions towards the sink are resumed by default.
+        terminate = originate = ''
+        if self.tls:
+            terminate = f'ssl crt {self.tls.both} ssl-min-ver TLSv1.3 ciphersuites {self.tls.suite}'
+            originate = f'ssl verify none ssl-min-ver TLSv1.3 ciphersuites {self.tls.suite}'
         (self.directory / 'haproxy.cfg').write_text(f'''
 global
   maxconn 9000
@@ -82,8 +88,8 @@ defaults
   timeout client 60s
   timeout server 60s
 listen smtp
-  bind 127.0.0.1:{self.port}
-  server sink 127.0.0.1:{self.sink_port}
+  bind 127.0.0.1:{self.port} {terminate}
+  server sink 127.0.0.1:{self.sink_port} {originate}
 ''')
         return [shutil.which('haproxy', path='/usr/sbin:/usr/bin'), '-db', '-f',
                 str(self.directory / 'haproxy.cfg')]
@@ -157,9 +163,21 @@ in_flow_delay = 0
 smtp_connection_cache_on_demand = {'yes' if self.reuse else 'no'}
 smtp_connection_cache_destinations = {'$relayhost' if self.reuse else ''}
 ''')
+        if self.tls:
+            with open(config / 'main.cf', 'a') as main:
+                main.write(f'''
+smtpd_tls_wrappermode = yes
+smtpd_tls_security_level = encrypt
+smtpd_tls_chain_files = {self.tls.both}
+smtp_tls_wrappermode = yes
+smtp_tls_security_level = encrypt
+smtp_tls_connection_reuse = {'yes' if self.reuse else 'no'}
+smtp_tls_session_cache_database = btree:$data_directory/smtp_scache
+''')
         # The services a relay needs, without chroot.
         (config / 'master.cf').write_text(f'''
 127.0.0.1:{self.port} inet n - n - - smtpd
+tlsproxy  unix - - n - 0 tlsproxy
 pickup    unix n - n 60 1 pickup
 cleanup   unix n - n - 0 cleanup
 qmgr      unix n - n 300 1 qmgr
@@ -206,12 +224,18 @@ class Millrace(Relay):
                 answer = json.loads(admin.makefile().readline())['result']
         except (OSError, ValueError, KeyError):
             return {}
-        return {key: answer[key] for key in ('syncs', 'body_bytes_copied', 'bytes_written', 'attempts',
-                                             'connects', 'bodies_read_back') if key in answer}
+        found = {key: answer[key] for key in ('syncs', 'body_bytes_copied', 'bytes_written', 'attempts',
+                                              'connects', 'bodies_read_back') if key in answer}
+        if self.tls:
+            found |= {f'{of} {what}': answer[of][what] for of in ('tls_in', 'tls_out') for what in ('handshakes', 'resumed')}
+        return found
 
     def arguments(self):
         """What every use has in common; rows of the bench add to it."""
-        return [str(self.build / 'millrace'), '--listen', f'127.0.0.1:{self.port}',
+        listen = ['--listen', f'127.0.0.1:{self.port}']
+        if self.tls:
+            listen = ['--listen-tls', f'127.0.0.1:{self.port}', '--tls-certificate', str(self.tls.chain), '--tls-key', str(self.tls.key)]
+        return [str(self.build / 'millrace'), *listen,
                 '--spool', str(self.directory / 'spool'), '--hostname', 'relay.load.invalid',
                 '--durability', self.durability, '--shards', str(self.shards),
                 '--admin-socket', str(self.directory / 'admin.sock')]
@@ -220,7 +244,7 @@ class Millrace(Relay):
         (self.directory / 'spool').mkdir(exist_ok=True)
         command = self.arguments() + self.more
         if not self.more:
-            command += ['--smarthost', f'127.0.0.1:{self.sink_port}', '--destination-connections',
+            command += ['--smarthost', f'{"smtps://" if self.tls else ""}127.0.0.1:{self.sink_port}', '--destination-connections',
                         str(self.options.outbound)]
         if not self.reuse:
             command += ['--messages-per-connection', '1']
