@@ -1,5 +1,6 @@
 // The certificate of every server in simulation, which signs for itself: the same in every run, so that the
-// sizes of what a handshake sends are too. RSA, whose signatures have one length. Its key opens nothing else.
+// sizes of what a handshake sends are too; also an authority, for MTA-STS. RSA, whose signatures have one length. Its key opens
+// nothing else.
 #pragma once
 
 #include "tls/context.h"
@@ -11,8 +12,8 @@ inline tls::Certificate simulated_certificate() {
   made.names = {"relay.example", "*.example"};
   made.chain_pem = R"(-----BEGIN CERTIFICATE-----
 MIIDODCCAiCgAwIBAgIUfULlmrClQ1DBaIUpK5XRS2lDipkwDQYJKoZIhvcNAQEL
-BQAwGDEWMBQGA1UEAwwNcmVsYXkuZXhhbXBsZTAgFw0yNjExMjIwOTA2NDlaGA8y
-MTI2MTAyOTA5MDY0OVowGDEWMBQGA1UEAwwNcmVsYXkuZXhhbXBsZTCCASIwDQYJ
+BQAwGDEWMBQGA1UEAwwNcmVsYXkuZXhhbXBsZTAgFw0yMDAxMDEwMDAwMDBaGA8y
+MTIwMTIzMTAwMDAwMFowGDEWMBQGA1UEAwwNcmVsYXkuZXhhbXBsZTCCASIwDQYJ
 KoZIhvcNAQEBBQADggEPADCCAQoCggEBALvW3KA2p7XhFyDyXkmUTjZMy8EJl+jx
 XDhkS+tYKF8f/F9DWvwECtKgBxyQwgOG0XVDX0YdkVfuSlo4rsFrRfeP/jOpOrwQ
 vg7OQAp61lnXevxsuIqOu5SZcULR0TNVEUGyPzy8aCEQ6IliMKOxgKjD4VN56ZYE
@@ -21,13 +22,13 @@ r5zhz+oHsuRzzIeiNFLoCskq/0MjTNI2Cb1wtrFRYP6XZnIH3YRVUgZdc13jNCJI
 Ljftqt3WvSaeGGB3ZmKezMgtwiKD7SMz2sCqA+bGrp0XsvBDgcu1wb0CAwEAAaN4
 MHYwHQYDVR0OBBYEFPCAPETCkA50nlB6LywuCevsgH3OMB8GA1UdIwQYMBaAFPCA
 PETCkA50nlB6LywuCevsgH3OMA8GA1UdEwEB/wQFMAMBAf8wIwYDVR0RBBwwGoIN
-cmVsYXkuZXhhbXBsZYIJKi5leGFtcGxlMA0GCSqGSIb3DQEBCwUAA4IBAQAPAkqn
-Rh0yOd2pY5V21Sp6LLcbF4Y86U/MIL/9O27ELfcuRF2bOQQYsL8X8AMfrMYXpVW9
-ZIkYqVL92CalBbEBJYbE4OaEmq3ToSrwSu7G1wEqAusOVOj38PVp5+tiztAAaRrY
-0H+qoyt7fxaVAhFSrFdNsr+Ma8b8VM6OJmat7xuEABg/5epLp8a4GYMYIundjupw
-R5CLWMKfb0/Sj8xDCTsYCd3kmbhAcEw6Rq9op8ZwVK478Eu6p2Eu2fxrWjXsWZms
-/cYqUnpsVjJL7TfXlK8bRZeGUzsfl7InTnG0WHGC2z5Ob4TJX9J1zAmGkxAFwhl2
-7jGMbinSjJwOzRq2
+cmVsYXkuZXhhbXBsZYIJKi5leGFtcGxlMA0GCSqGSIb3DQEBCwUAA4IBAQBC0CDG
+f4RHgCVe9VCdD7D9w1QHccgC3iA5c8MrsWVIbypTYaVXz70KDXHfhKP2NqiHv3BQ
+sbAfLJSGbjQifj9wcq8KCujFPEVyz1VJnqrSEZKfZSEM8QzMGEfAHIhE4OLDGPHs
+uPN2jyCYRiSLVP7MwV6zKuGf3yuAPGnsgaD8TGDCHjkIe7YR96iCkbHZIWvM8APp
+ln2NvfoLHBiFWneoTUhGOZVvyyIOXIp75THQoI5de1QFw37wfUtiKpTHGBsgAvsK
+oVOOfVskAEHAHggmFsKW0NPl9P+TSMzjOPubNV0lr44Lb2bfZ8NNkHy2oUJjlQ0+
+vx2G58l0oxwehgAW
 -----END CERTIFICATE-----
 )";
   made.key_pem = R"(-----BEGIN PRIVATE KEY-----

@@ -93,8 +93,23 @@ struct Site {
   unsigned domains = 1;  // hosted there
   // DANE: every second domain is signed, and the hosts' TLSA records are right, or wrong until faults end.
   enum class Dane : uint8_t { none, right, wrong } dane = Dane::none;
+  // MTA-STS: every second domain has a policy. It names the first host only, or all of them; and with `wrong_names` the hosts'
+  // certificates are not good for their names, so that until faults end an enforced policy lets nothing go. Then there is a
+  // new one that enforces nothing.
+  enum class Sts : uint8_t { absent, none, testing, enforce } sts = Sts::absent;
+  bool first_host_only = false, wrong_names = false;
   ReceiverBehaviour behaviour;
 };
+
+const char* to_string(Site::Sts mode) {
+  switch (mode) {
+    case Site::Sts::absent: return "absent";
+    case Site::Sts::none: return "none";
+    case Site::Sts::testing: return "testing";
+    case Site::Sts::enforce: return "enforce";
+  }
+  return "?";
+}
 
 // What an operator does, at a time after the start.
 struct Act {
@@ -109,7 +124,7 @@ struct Act {
 
 // Kinds of trouble that a replay may leave out (--without), to find what a failure needs.
 constexpr const char* kKinds[] = {"crashes", "network", "receivers", "senders", "dns", "full", "disk", "flips",
-                                  "operator", "reload", "clock", "rates", "sources", "shaping", "tls"};
+                                  "operator", "reload", "clock", "rates", "sources", "shaping", "tls", "sts"};
 struct Less {
   std::set<std::string> without;
   unsigned messages = UINT32_MAX;
@@ -193,6 +208,8 @@ struct Plan {
   std::vector<Act> acts;
   bool disk_errors = false;
   bool tls = false;
+  bool sts = false;
+  double sts_failure = 0;             // of fetches of policies
   bool flips = false;                 // bits on the disk flip while the relay is down
   std::shared_ptr<config::Config> config;
   std::vector<Site> sites;
@@ -421,6 +438,32 @@ Plan make_plan(uint64_t seed, const Less& less) {
     }
     plan.tls = on;
   }
+  Prng last(seed * 0x9e3779b97f4a7c15 + 11);
+  if (last.chance(0.15)) {
+    const bool on = has("sts");
+    const double failure = last.chance(0.4) ? 0.3 : 0;
+    tls::ServerSettings settings;
+    settings.certificates.push_back(simulated_certificate());
+    for (size_t i = 0; i < plan.sites.size(); ++i) {
+      Site& site = plan.sites[i];
+      const double draw = last.unit();
+      const auto mode = draw < 0.6 ? Site::Sts::enforce : draw < 0.8 ? Site::Sts::testing : Site::Sts::none;
+      const bool secure = last.chance(0.8), first_only = last.chance(0.5), wrong_names = last.chance(0.3);
+      // Hosts have names of their own there, which the shaping file does not know.
+      if (!last.chance(0.7) || !on || site.dane != Site::Dane::none || (plan.shaping.on && i < 2)) continue;
+      site.sts = mode;
+      if (secure && !site.behaviour.tls) site.behaviour.tls = *tls::ServerContext::make(settings);
+      site.first_host_only = first_only && site.hosts > 1;
+      site.wrong_names = wrong_names;
+      plan.sts = true;
+    }
+    if (plan.sts) {
+      auto authorities = std::make_shared<tls::ClientSettings>();
+      authorities->ca_pem = simulated_certificate().chain_pem;
+      config.tls_client = std::move(authorities);
+      plan.sts_failure = failure;
+    }
+  }
   plan.messages = std::min(plan.messages, less.messages);
   // Without the file a crash may lose the events of its moment, and with them what the judge goes by.
   if (events_file || !plan.crashes.empty()) config.events = "/spool/events.json";
@@ -446,6 +489,10 @@ Plan make_plan(uint64_t seed, const Less& less) {
   for (const Site& site : plan.sites) {
     plan.text += fmt::format("\n  site {}, {} hosts, {} domains{}", to_string(site.fate), site.hosts, site.domains,
                              site.dane == Site::Dane::none ? "" : site.dane == Site::Dane::right ? ", DANE" : ", DANE with wrong records");
+    if (site.sts != Site::Sts::absent) {
+      plan.text += fmt::format(", MTA-STS {}{}{}", to_string(site.sts), site.first_host_only ? ", first host only" : "",
+                               site.wrong_names ? ", wrong certificates" : "");
+    }
   }
   return plan;
 }
@@ -596,6 +643,64 @@ class EventJudge {
   std::map<std::pair<std::string, std::string>, End> ends_;
 };
 
+// ---- policies --------------------------------------------------------------------------------------
+
+// The HTTPS servers of MTA-STS, and the way to them: answers after a while with what is published then, or fails. One a
+// start of the relay; what a killed one has asked for is never answered.
+class PolicyServers final : public delivery::StsFetcher {
+ public:
+  struct Published {
+    std::map<std::string, std::string> policies;  // by domain
+    double failure = 0;
+    std::set<std::string> failed, taken;          // domains whose policy could not be had, or has been, at some time
+    Prng chance{0};
+  };
+  PolicyServers(reactor::SimWorld& world, Published& published, std::shared_ptr<bool> alive)
+      : world_(world), published_(published), alive_(std::move(alive)) {}
+  bool submit(std::unique_ptr<delivery::StsFetch> fetch) override {
+    const uint64_t number = ++number_;
+    fetches_[number] = std::move(fetch);
+    const auto wait = static_cast<int64_t>(published_.chance.below(2 * kSecond));
+    world_.after(wait, [this, number, alive = alive_] {
+      if (*alive) answer(number);
+    });
+    return true;
+  }
+  void stop() override {
+    while (!fetches_.empty()) {
+      auto fetch = std::move(fetches_.extract(fetches_.begin()).mapped());
+      fetch->error = "the relay stops";
+      published_.failed.insert(domain_of(*fetch));
+      delivery::StsFetch::give_back(std::move(fetch));
+    }
+  }
+  ~PolicyServers() override { *alive_ = false; }
+
+ private:
+  static std::string domain_of(const delivery::StsFetch& fetch) { return fetch.host.substr(fetch.host.find('.') + 1); }
+  void answer(uint64_t number) {
+    const auto at = fetches_.find(number);
+    if (at == fetches_.end()) return;
+    auto fetch = std::move(fetches_.extract(at).mapped());
+    const std::string domain = domain_of(*fetch);
+    const auto policy = published_.policies.find(domain);
+    fetch->fetched = policy != published_.policies.end() && !published_.chance.chance(published_.failure);
+    (fetch->fetched ? published_.taken : published_.failed).insert(domain);
+    if (fetch->fetched) {
+      fetch->body = policy->second;
+    } else {
+      fetch->error = "no answer";
+    }
+    delivery::StsFetch::give_back(std::move(fetch));
+  }
+
+  reactor::SimWorld& world_;
+  Published& published_;
+  std::shared_ptr<bool> alive_;
+  std::map<uint64_t, std::unique_ptr<delivery::StsFetch>> fetches_;
+  uint64_t number_ = 0;
+};
+
 // ---- a run ------------------------------------------------------------------------------------------
 
 class Run {
@@ -639,6 +744,9 @@ class Run {
   void submit();
   void on_message(size_t receiver, const ReceivedMessage& message);
   void publish(unsigned site, unsigned host, bool right);
+  std::string host_name(unsigned site, unsigned host) const;
+  void publish_policies(unsigned site, bool enforced);
+  void judge_policy(const ReceivedMessage& message, size_t receiver, const std::string& domain);
   void calm();
   void revive();
   // Runs that long, or until `done`, looking at the limits after every turn.
@@ -660,6 +768,9 @@ class Run {
   const reactor::HostId relay_host_, sender_host_, receiver_host_;
   dns::ModelZones zones_;
   std::set<std::string> signed_;  // domains
+  PolicyServers::Published published_;
+  std::shared_ptr<bool> policies_alive_;  // of the present relay's PolicyServers
+  std::vector<unsigned> host_of_receiver_;  // which of its site's
   Ledger ledger_;
   EventJudge judge_;
   std::unique_ptr<reactor::Io> sender_io_, receiver_io_;
@@ -739,6 +850,8 @@ Run::Run(uint64_t seed, const Less& less, bool verbose)
   open_.resize(plan_.sites.size() * sources());
   connects_.resize(plan_.sites.size() * sources());
   make_bounds();
+  published_.chance = Prng(seed * 0x9e3779b97f4a7c15 + 13);
+  published_.failure = plan_.sts_failure;
   messages_a_connection_ = plan_.config->messages_per_connection;
   recipients_a_transaction_ = plan_.config->recipients_per_transaction;
   uncertain_ = plan_.config->uncertain_per_connection;
@@ -761,7 +874,7 @@ Run::Run(uint64_t seed, const Less& less, bool verbose)
       domains_.push_back(domain);
       site_of_domain_[domain] = i;
       for (unsigned h = 0; h < site.hosts && site.fate != Fate::missing; ++h) {
-        zones_.add_mx(domain, static_cast<uint16_t>(10 * (h + 1)), fmt::format("mx{}.d{}.example", h, i));
+        zones_.add_mx(domain, static_cast<uint16_t>(10 * (h + 1)), host_name(i, h));
       }
       if (site.fate == Fate::missing) judge_.missing(domain);
       if (site.fate == Fate::no_route) zones_.fail(domain, dns::Outcome::failure);
@@ -770,10 +883,12 @@ Run::Run(uint64_t seed, const Less& less, bool verbose)
         signed_.insert(domain);
       }
     }
+    if (site.sts != Site::Sts::absent) publish_policies(i, site.sts == Site::Sts::enforce);
     for (unsigned h = 0; h < site.hosts; ++h) {
       size_t number = receivers_.size();
       std::string address = fmt::format("198.51.100.{}", number + 1);
-      zones_.add_address(fmt::format("mx{}.d{}.example", h, i), address);
+      zones_.add_address(host_name(i, h), address);
+      host_of_receiver_.push_back(h);
       if (site.dane != Site::Dane::none) {
         zones_.sign(fmt::format("mx{}.d{}.example", h, i));
         publish(i, h, site.dane == Site::Dane::right);
@@ -826,6 +941,10 @@ bool Run::boot() {
     parts.ios.push_back(&io);
     parts.transports.push_back(std::make_unique<dns::ModelTransport>(io, zones_));
   }
+  if (plan_.sts) {
+    policies_alive_ = std::make_shared<bool>(true);
+    parts.policies = std::make_unique<PolicyServers>(world_, published_, policies_alive_);
+  }
   core_ = std::make_unique<relay::Core>(std::move(parts));
   // A relay that cannot read or sync its spool at the start exits and names the cause; this one does not fail then.
   reactor::Faults& faults = world_.faults();
@@ -862,6 +981,7 @@ void Run::crash(Crash kind) {
   // A killed process destroys nothing: what it was stays as it is until this one ends.
   static std::vector<std::pair<relay::Core*, std::vector<std::unique_ptr<reactor::Io>>>> killed;
   killed.emplace_back(core_.release(), std::move(ios_));
+  if (policies_alive_) *policies_alive_ = false;
   ios_.clear();
   ledger_.crashed(world_.now(), plan_.unsynced_ns);
   judge_.crashed();
@@ -1149,6 +1269,41 @@ void Run::publish(unsigned site, unsigned host, bool right) {
   zones_.add_tlsa(name, {3, 1, 0, right ? key : "\x30\x01\x01"});
 }
 
+std::string Run::host_name(unsigned site, unsigned host) const {
+  // Of what the certificate is good for, where a policy asks for that.
+  const bool good = plan_.sites[site].sts != Site::Sts::absent && !plan_.sites[site].wrong_names;
+  return fmt::format("mx{}{}d{}.example", host, good ? '-' : '.', site);
+}
+
+// Of every second domain of the site. `enforced` says less than the site's mode once faults have ended.
+void Run::publish_policies(unsigned site, bool enforced) {
+  const Site& of = plan_.sites[site];
+  for (unsigned d = 0; d < of.domains; d += 2) {
+    const std::string domain = fmt::format("d{}-{}.example", site, d);
+    std::string policy = "version: STSv1\r\nmax_age: 604800\r\n";
+    policy += fmt::format("mode: {}\r\n", enforced ? "enforce" : of.sts == Site::Sts::enforce ? "none" : to_string(of.sts));
+    for (unsigned h = 0; h < (of.first_host_only ? 1 : of.hosts); ++h) policy += fmt::format("mx: {}\r\n", host_name(site, h));
+    const bool first = published_.policies.emplace(domain, policy).second;
+    if (!first) published_.policies[domain] = policy;
+    zones_.remove("_mta-sts." + domain);
+    zones_.add_text("_mta-sts." + domain, fmt::format("v=STSv1; id={};", first ? 1 : 2));
+    if (first) zones_.add_address("mta-sts." + domain, "198.51.100.99");
+  }
+}
+
+// An enforced policy that the relay surely knows: each try to have it has succeeded, and so has each look-up.
+void Run::judge_policy(const ReceivedMessage& message, size_t receiver, const std::string& domain) {
+  const Site& site = plan_.sites[site_of_domain_.at(domain)];
+  if (calm_ || site.sts != Site::Sts::enforce || !published_.policies.contains(domain)) return;
+  if (plan_.dns_failure > 0 || published_.failed.contains(domain)) return;
+  if (!published_.taken.contains(domain)) object(fmt::format("mail for {} without a look at its policy", domain));
+  if (!message.secure) object(fmt::format("mail for {} in the clear, which an enforced policy forbids", domain));
+  if (site.wrong_names) object(fmt::format("mail for {} to a host with a wrong certificate, which an enforced policy forbids", domain));
+  if (site.first_host_only && host_of_receiver_[receiver] > 0) {
+    object(fmt::format("mail for {} to a host that its enforced policy does not name", domain));
+  }
+}
+
 void Run::on_message(size_t receiver, const ReceivedMessage& message) {
   unsigned site = site_of_address_[fmt::format("198.51.100.{}", receiver + 1)];
   unsigned most = provided(site) && plan_.shaping.recipients > 0 ? plan_.shaping.recipients : recipients_a_transaction_;
@@ -1166,6 +1321,7 @@ void Run::on_message(size_t receiver, const ReceivedMessage& message) {
       if (!message.secure) object(fmt::format("mail for {} in the clear, whose host has TLSA records", recipient));
       if (plan_.sites[site].dane == Site::Dane::wrong && !calm_) object(fmt::format("mail for {} to a host that its TLSA records deny", recipient));
     }
+    if (plan_.sts) judge_policy(message, receiver, recipient.substr(recipient.find('@') + 1));
     ledger_.received(message.content, recipient, message.copy, message.at_ns);
     copies_.push_back({number, recipient, receiver, message.connection, message.copy, message.at_ns});
   }
@@ -1190,6 +1346,10 @@ void Run::calm() {
     receivers_[i].behaviour = better;
   }
   for (Sender& sender : senders_) sender.behaviour.drop_in_data = sender.behaviour.drop_after_data = 0;
+  published_.failure = 0;
+  for (unsigned i = 0; i < plan_.sites.size(); ++i) {
+    if (plan_.sites[i].sts == Site::Sts::enforce) publish_policies(i, false);
+  }
   for (unsigned i = 0; i < plan_.sites.size(); ++i) {
     for (unsigned h = 0; h < plan_.sites[i].hosts && plan_.sites[i].dane == Site::Dane::wrong; ++h) publish(i, h, true);
   }
