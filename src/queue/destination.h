@@ -69,6 +69,7 @@ struct SubQueue {
   uint32_t loading = 0;   // items
   uint8_t turn = 0;       // new mail is never starved by retries, nor the reverse: see next_item()
   bool reading = false;   // out of turn until something of it has been read back
+  bool slow_reads = false;  // the last one took more than half of what a permit is good for
   bool held = false;      // out of turn: an operator's pause covers all of it
   const shaping::Flow* flow = nullptr;
   Link turn_link;         // on its lane group's `ready`: see Scheduler::in_turn()

@@ -178,7 +178,7 @@ bool Scheduler::permitted(Site& site, Item& item) {
   permit.recipients = recipients;
   permit.octets = octets;
   if (ask(permit)) return true;
-  park(queue);
+  park(queue, item);
   return false;
 }
 
@@ -191,7 +191,7 @@ bool Scheduler::lendable(Site& site, Item& item) {
   if (!queue.limited) return true;
   if (queue.permit->state == Permit::State::granted) give_back(*queue.permit);
   if (queue.lent < kMostLimited) return true;
-  park(queue);
+  park(queue, item);
   return false;
 }
 
@@ -237,11 +237,12 @@ void Scheduler::name_subject(Permit& permit, const SubQueue& queue, Site& site) 
   permit.set = nullptr;
 }
 
-void Scheduler::park(SubQueue& queue) {
+void Scheduler::park(SubQueue& queue, Item& first) {
   queue.parked = true;
   update_turn(queue);
-  // What waits behind a limit leaves memory, but for the first few; and keeps no room of what is being read back.
-  if (queue.due() > kLoadAhead || !queue.loaded.empty()) evict_ready(queue);
+  // What waits behind a limit leaves memory, but for the first few; and keeps no room of what is being read back. Where
+  // reading takes about as long as a permit is good for, the one that is asked for stays: it would be late every time.
+  if (queue.due() > kLoadAhead || !queue.loaded.empty()) evict_ready(queue, queue.slow_reads ? &first : nullptr);
 }
 
 bool Scheduler::connection_permitted(Site& site, unsigned source) {

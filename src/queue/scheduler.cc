@@ -832,6 +832,7 @@ void Scheduler::load_ahead(SubQueue& queue) {
 struct Scheduler::Loading : spool::Read {
   Scheduler* scheduler = nullptr;
   Item* item = nullptr;
+  int64_t begun_at = 0;
 };
 
 void Scheduler::load(Item& item) {
@@ -854,6 +855,7 @@ void Scheduler::load(Item& item) {
     loadings_free_.pop_back();
   }
   loading->item = &item;
+  loading->begun_at = now();
   loading->message = item.location;
   loading->id = item.id;
   spool_->read(*loading.release());
@@ -877,6 +879,7 @@ void Scheduler::on_loaded(Loading& loading) {
       status = fail(metadata.error());
     }
   }
+  item.queue->slow_reads = now() - loading.begun_at > shaping::kGrantNs / 2;
   bool moved = !(loading.message == item.location);
   loading.metadata = {};
   loading.pieces.clear();
@@ -1474,11 +1477,15 @@ void Scheduler::evict_ready(Destination& destination) {
   for (auto& queue : destination.queues) evict_ready(*queue);
 }
 
-void Scheduler::evict_ready(SubQueue& queue) {
-  while (Item* item = queue.loaded.front()) enter(*item, State::ready, true);
+void Scheduler::evict_ready(SubQueue& queue, const Item* keep) {
+  while (Item* item = queue.loaded.front()) {
+    // The one to keep comes last, and so before the others.
+    Item* next = queue.loaded.next(*item);
+    enter(item == keep && next ? *next : *item, State::ready, true);
+  }
   for (ItemList* list : {&queue.fresh, &queue.retry}) {
     for (Item* item = list->front(); item; item = list->next(*item)) {
-      if (!item->message) continue;
+      if (!item->message || item == keep) continue;
       drop_resident(*item);
       ++stats_.evictions;
     }

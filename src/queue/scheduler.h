@@ -264,7 +264,7 @@ class Scheduler final : public Dispatcher, public Intake {
   void set_connect_rate(Site& site) const;
   void hold_site(Site& site, unsigned source, const LaneEnd& end, int64_t begun);
   void evict_ready(Destination& destination);
-  void evict_ready(SubQueue& queue);
+  void evict_ready(SubQueue& queue, const Item* keep = nullptr);
   void relieve_memory();
   void release_waiters(unsigned count);
   void on_waiter_timer();
@@ -289,7 +289,7 @@ class Scheduler final : public Dispatcher, public Intake {
   bool connection_permitted(Site& site, unsigned source);
   bool waits_for_attempt(Site& site, LaneGroup& group, shaping::Subject& subject);
   static void name_subject(Permit& permit, const SubQueue& queue, Site& site);
-  void park(SubQueue& queue);
+  void park(SubQueue& queue, Item& first);
   void hold_grant(Permit& permit);
   shaping::Release use(Permit& permit);
   bool ask(Permit& permit);

@@ -18,8 +18,14 @@ namespace millrace::queue {
 
 class FakeSpool final : public spool::Spool {
  public:
-  explicit FakeSpool(reactor::Io& io) : io_(io) { answer_.bind<&FakeSpool::on_answer>(this); }
-  ~FakeSpool() override { answer_.cancel(); }
+  explicit FakeSpool(reactor::Io& io) : io_(io) {
+    answer_.bind<&FakeSpool::on_answer>(this);
+    read_timer_.bind<&FakeSpool::on_answer>(this);
+  }
+  ~FakeSpool() override {
+    answer_.cancel();
+    read_timer_.cancel();
+  }
 
   void append(spool::Append&) override { UNREACHABLE(); }
   void note(spool::Note& note) override {
@@ -34,7 +40,11 @@ class FakeSpool final : public spool::Spool {
     read.metadata = stored.metadata;
     read.pieces = {std::string_view(stored.body)};
     reads_.push_back(&read);
-    if (!stalled_reads) io_.defer(answer_);
+    if (read_ns > 0) {
+      if (!read_timer_.armed()) io_.timers().arm(read_timer_, io_.now() + read_ns);
+    } else if (!stalled_reads) {
+      io_.defer(answer_);
+    }
   }
   bool reserve(uint32_t) override { return true; }
   void put_state(std::string key, std::string value, std::function<void(Status)> done) override {
@@ -63,6 +73,7 @@ class FakeSpool final : public spool::Spool {
   std::map<std::string, std::string> state;
   uint64_t reads = 0;
   bool stalled = false, stalled_reads = false, unreadable = false;
+  int64_t read_ns = 0;  // how long a read takes; 0: until the end of the turn
 
  private:
   void on_answer() {
@@ -76,7 +87,7 @@ class FakeSpool final : public spool::Spool {
     }
     auto reads_now = std::move(reads_);
     reads_.clear();
-    if (stalled_reads) std::swap(reads_now, reads_);
+    if (stalled_reads || read_timer_.armed()) std::swap(reads_now, reads_);
     for (spool::Read* read : reads_now) {
       if (unreadable) read->status = fail("the test reads nothing");
       read->done(read->owner, *read);
@@ -87,6 +98,7 @@ class FakeSpool final : public spool::Spool {
   }
   reactor::Io& io_;
   reactor::Deferred answer_;
+  reactor::Timer read_timer_;
   std::vector<spool::Note*> pending_;
   std::vector<spool::Read*> reads_;
   std::vector<std::function<void(Status)>> states_;

@@ -228,6 +228,21 @@ TEST_F(LimitsTest, AConnectionIsNotLeftToKinWhileItsPermitOrMessageIsOnItsWay) {
   EXPECT_LE(shards_[1]->agent->opened, 10u);
 }
 
+// A permit is good for 20 ms.
+TEST_F(LimitsTest, AMessageThatTakesLongerToReadThanItsPermitIsGoodForGoes) {
+  build(1, "[provider.big]\nmx = [\"*.big.example\"]\n[provider.big.total]\nattempt-rate = \"4/s\"\n");
+  route_all_to("mx.big.example");
+  shards_[0]->spool->read_ns = 40 * kMs;
+  action_ = Action::defer;
+  for (int i = 0; i < 6; ++i) enqueue(0, "d.example");
+  for (int step = 0; step < 50; ++step) run(100 * kMs);
+  ASSERT_EQ(sent_.size(), 6u);
+  action_ = Action::delivered;
+  for (int step = 0; step < 600; ++step) run(kSecond);
+  EXPECT_EQ(sent_.size(), 12u);
+  EXPECT_LE(shards_[0]->spool->reads, 12u);
+}
+
 TEST_F(LimitsTest, APauseMeetsWhatIsLent) {
   config_.total_connections = 1;
   build(2, "");
