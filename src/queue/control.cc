@@ -148,7 +148,11 @@ void Scheduler::remove_pause(uint64_t number) {
 }
 
 void Scheduler::end_matching(Command command, Filter filter, std::function<void()> done) {
-  removals_.push_back({command, std::move(filter), std::move(done), 0, index_.capacity(), 0, 0, 0, std::nullopt});
+  Removal& removal = removals_.emplace_back();
+  removal.command = command;
+  removal.filter = std::move(filter);
+  removal.done = std::move(done);
+  removal.capacity = index_.capacity();
   if (started_) context_.io.timers().arm(removal_timer_, now());
   return_all_borrowed();  // what is met of it ends at home
 }
@@ -223,7 +227,7 @@ void Scheduler::run_removals() {
   end.sender = removal.filter.sender;
   size_t found = 0;
   auto visit = [&](Item& item) {
-    if (!matches(item, removal.filter)) return;
+    if (!matches(item, removal.filter) || removal.spared.contains(item.id)) return;
     if (item.ending) {
       ++removal.out;
       return;

@@ -415,6 +415,7 @@ void Scheduler::recorded(Outcome& outcome) {
   } else if (item.ending && !stopping_) {
     enter(item, State::ready, true);  // out of `recording`, which an end waits for
     residents_again(item);
+    endings_.at(&item).due = due;
     apply_pending_end(item);
     work_arrived(destination);
   } else {
@@ -488,11 +489,21 @@ void Scheduler::end_when_resident(Item& item, PendingEnd end) {
     return;
   }
   if (item.message) {
-    if (end.filter_matches(*item.message)) end_item(item, end.type, end.why, end.report);
-    return;
+    if (!end.filter_matches(*item.message)) return spare(item, end);
+    return end_item(item, end.type, end.why, end.report);
   }
+  if (item.state == State::waiting) end.due = item.deadline;
   set_ending(item, std::move(end));
   load(item);
+}
+
+// It is of another sender, whose hash is the same: it goes on as if nothing had been.
+// REQUIRES: it is ready.
+void Scheduler::spare(Item& item, const PendingEnd& end) {
+  for (Removal& removal : removals_) {
+    if (removal.filter.sender == end.sender) removal.spared.insert(item.id);
+  }
+  if (end.due > now()) wait_until(item, end.due);
 }
 
 }  // namespace millrace::queue

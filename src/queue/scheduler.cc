@@ -901,8 +901,11 @@ void Scheduler::on_loaded(Loading& loading) {
     PendingEnd end = take_ending(item);
     if (end.filter_matches(*item.message)) {
       end_item(item, end.type, end.why, end.report);
-      return work_arrived(destination);
+    } else {
+      enter(item, State::ready, true);
+      spare(item, end);
     }
+    return work_arrived(destination);
   }
   if (item.queue->held) {
     // A pause came while it was being read; it would keep the room of others until that ends.
@@ -1530,10 +1533,13 @@ void Scheduler::recover(const spool::Recovered& found) {
   QueueState state;
   if (!found.state.empty()) {
     Result<QueueState> decoded = decode_state(found.state);
-    if (decoded.ok()) {
+    if (decoded.ok() && std::all_of(decoded->recipients.begin(), decoded->recipients.end(), [&](const RecipientState& one) {
+          return one.recipient < summary->recipient_domains.size();
+        })) {
       state = std::move(*decoded);
     } else {
-      log::error("message {}: {}; all of its recipients are tried again", found.id.to_string(), decoded.error().text);
+      log::error("message {}: {}; all of its recipients are tried again", found.id.to_string(),
+                 decoded.ok() ? "queue state: names a recipient that it does not have" : decoded.error().text);
     }
   }
   if (state.recipients.empty()) {
@@ -1557,7 +1563,6 @@ void Scheduler::recover(const spool::Recovered& found) {
   };
   std::vector<Part> parts;
   for (const RecipientState& recipient : state.recipients) {
-    if (recipient.recipient >= summary->recipient_domains.size()) continue;
     Destination& destination =
         destination_of(summary->recipient_domains[recipient.recipient], summary->pool, source, summary->tls);
     Item* item = nullptr;
@@ -1581,10 +1586,6 @@ void Scheduler::recover(const spool::Recovered& found) {
       parts.push_back({item, recipient.due_ms});
     }
     if (fanout) fanout->recipients[recipient.recipient].item = item;
-  }
-  if (parts.empty()) {
-    delete fanout;
-    return;
   }
   index_.insert(*parts.front().item);
   const int64_t longest_ms = longest_wait_ms();

@@ -196,6 +196,7 @@ class Scheduler final : public Dispatcher, public Intake {
     uint64_t found = 0;   // in this round
     uint64_t out = 0;     // in this round: that end when they come back, which a restart would forget
     int64_t next_at = 0;  // monotonic: when it looks again, if only such were met
+    std::unordered_set<mail::SpoolId, mail::SpoolIdHash> spared;  // of a sender with the same hash
     std::optional<RecipientResult> why;  // not an operator's word
   };
 
@@ -345,6 +346,7 @@ class Scheduler final : public Dispatcher, public Intake {
   void end_when_resident(Item& item, PendingEnd end);
   void set_ending(Item& item, PendingEnd end);
   PendingEnd take_ending(Item& item);
+  void spare(Item& item, const PendingEnd& end);
   bool apply_pending_end(Item& item);
   void residents_again(Item& item);
   static RecipientResult expiry_result();

@@ -235,6 +235,7 @@ class Log {
   // ---- log_reclaim.cc
   void consider_reclaim();
   reactor::Task<bool> reclaim(uint32_t generation);
+  std::unordered_map<uint32_t, Location> notes_elsewhere(uint32_t generation) const;
   reactor::Task<Result<std::string>> read_state(uint32_t generation, uint32_t offset);
   struct Image {
     AlignedBytes bytes;

@@ -185,8 +185,17 @@ reactor::Task<bool> Log::reclaim(uint32_t generation) {
   std::vector<std::unique_ptr<Kept>> step;
   uint64_t step_bytes = 0;
 
-  // ---- notes and keys
-  for (size_t i = 0; i < image.records.size() && !stopping_ && !at->stuck;) {
+  // ---- notes and keys; then the notes of messages that recovery found elsewhere than they say, because the copy that
+  // they name is damaged
+  std::unordered_map<uint32_t, Location> strays;
+  bool any_written = false;
+  for (size_t i = 0, round = 0; !stopping_ && !at->stuck;) {
+    if (i == image.records.size()) {
+      if (round++ > 0 || at->notes_needed == 0) break;
+      strays = notes_elsewhere(generation);
+      if (strays.empty()) break;
+      i = 0;
+    }
     int64_t started = io_.now();
     for (; i < image.records.size() && step.size() < kStepItems && step_bytes < kStepBytes; ++i) {
       const RecordRef& record = image.records[i];
@@ -197,6 +206,7 @@ reactor::Task<bool> Log::reclaim(uint32_t generation) {
         NoteView note;
         if (!view(record, note)) continue;
         Location message{note.fixed.message_segment, note.fixed.message_offset, note.fixed.message_size};
+        if (auto stray = strays.find(record.offset); stray != strays.end()) message = stray->second;
         MessageEntry* entry = resolve(message);
         if (!entry || entry->note_segment != generation || entry->note_offset != record.offset) continue;
         item->kind = entry->state == EntryState::dead ? Kept::Kind::tombstone : Kept::Kind::note;
@@ -236,6 +246,7 @@ reactor::Task<bool> Log::reclaim(uint32_t generation) {
     commit_kept();
     co_await StepWait{*this};
     bool written = std::any_of(step.begin(), step.end(), [](const auto& item) { return item->written; });
+    any_written |= written;
     step.clear();
     step_bytes = 0;
     if (!written && (state_ != LogState::writable || io_.now() < reclaim_rests_until_ns_)) break;
@@ -306,16 +317,31 @@ reactor::Task<bool> Log::reclaim(uint32_t generation) {
       }
       commit_kept();
       co_await StepWait{*this};
+      any_written |= std::any_of(step.begin(), step.end(), [](const auto& item) { return item->written; });
       step.clear();
       step_bytes = 0;
       if (state_ != LogState::writable || io_.now() < reclaim_rests_until_ns_) break;
       if (accepting() && !stopping_) co_await reactor::sleep(io_, (io_.now() - started) * kRest);
     }
   }
+  // Nothing could be moved: what was in the way may have gone by then.
+  if (!any_written) reclaim_rests_until_ns_ = std::max(reclaim_rests_until_ns_, io_.now() + kSecond);
   reclaiming_ = 0;
   release_due_ = true;
   io_.defer(commit_);
   co_return true;
+}
+
+// By the note's offset in this segment, where its message is.
+std::unordered_map<uint32_t, Location> Log::notes_elsewhere(uint32_t generation) const {
+  std::unordered_map<uint32_t, Location> found;
+  for (const auto& [number, holder] : segments_) {
+    for (const MessageEntry& entry : holder->messages) {
+      if (entry.state == EntryState::moved || entry.note_segment != generation) continue;
+      found.emplace(entry.note_offset, Location{number, entry.offset, entry.size});
+    }
+  }
+  return found;
 }
 
 // ---- the stream of kept things

@@ -72,7 +72,7 @@ class FakeSpool final : public spool::Spool {
   std::map<mail::SpoolId, Stored> messages;
   std::map<std::string, std::string> state;
   uint64_t reads = 0;
-  bool stalled = false, stalled_reads = false, unreadable = false;
+  bool stalled = false, stalled_reads = false, unreadable = false, refuse_notes = false;
   int64_t read_ns = 0;  // how long a read takes; 0: until the end of the turn
 
  private:
@@ -82,7 +82,8 @@ class FakeSpool final : public spool::Spool {
     if (stalled) std::swap(notes_now, pending_);
     if (pending_.empty()) stats_.oldest_unsynced_ns = 0;
     for (spool::Note* note : notes_now) {
-      note->sequence = ++sequence_;
+      note->status = refuse_notes ? fail("the test's disk is broken", EIO) : success();
+      if (!refuse_notes) note->sequence = ++sequence_;
       note->done(note->owner, *note);
     }
     auto reads_now = std::move(reads_);
@@ -307,13 +308,14 @@ class FakeReporter final : public Reporter {
     io_.defer(answer_);
   }
   std::vector<std::vector<ReportLine>> reported;
+  bool sends = true;
 
  private:
   void on_answer() {
     auto now = std::move(pending_);
     pending_.clear();
     for (ReportRequest* request : now) {
-      request->sent = true;
+      request->sent = sends;
       request->done(request->owner, *request);
     }
   }

@@ -3,93 +3,12 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include "fakes.h"
+#include "config/credentials.h"
+#include "config/values.h"
+#include "fixture.h"
 
 namespace millrace::queue {
 namespace {
-
-constexpr int64_t kSecond = 1'000'000'000;
-
-class SchedulerTest : public testing::Test {
- protected:
-  SchedulerTest() : host_(world_.add_host({"192.0.2.1"})), io_(world_.make_io(host_)) {
-    config_.hostname = "relay.example";
-    config_.connect_rate = {};
-    config_.memory = 1u << 30;
-  }
-  ~SchedulerTest() override { reset(); }
-
-  void reset() {
-    scheduler_.reset();
-    reporter_.reset();
-    agent_.reset();
-    spool_.reset();
-  }
-  void build() {
-    spool_ = std::make_unique<FakeSpool>(*io_);
-    agent_ = std::make_unique<FakeAgent>(*io_);
-    reporter_ = std::make_unique<FakeReporter>(*io_);
-    scheduler_ = std::make_unique<Scheduler>(Scheduler::Context{
-        *io_, std::make_shared<config::Config>(config_), *agent_, sink_, 0, 1});
-    agent_->start(*scheduler_);
-  }
-  void start() {
-    build();
-    scheduler_->start(*spool_, *reporter_);
-  }
-
-  MessageRef message(std::vector<std::string> recipients, std::string job = "", std::string sender = "from@example.org") {
-    MessageRef made = MessageRef::make();
-    made->id = ids_.make(io_->wall_ms());
-    made->envelope.reverse_path = std::move(sender);
-    made->envelope.job = std::move(job);
-    made->envelope.received_ms = io_->wall_ms();
-    made->envelope.expires_ms = io_->wall_ms() + config_.expire_after_ms;
-    for (const std::string& address : recipients) {
-      made->envelope.recipients.push_back({address, address.substr(address.find('@') + 1), "", 0});
-    }
-    made->location = {1, static_cast<uint32_t>(spool_->messages.size() * 512 + 512), 300};
-    FakeSpool::Stored& stored = spool_->messages[made->id];
-    stored.body = "Subject: x\r\n\r\nhello\r\n";
-    made->content.raw = {stored.body};
-    made->content.raw_size = static_cast<uint32_t>(stored.body.size());
-    mail::encode_metadata(made->envelope, made->content, stored.metadata);
-    return made;
-  }
-  mail::SpoolId enqueue(std::vector<std::string> recipients, std::string job = "", std::string sender = "from@example.org") {
-    MessageRef made = message(std::move(recipients), std::move(job), std::move(sender));
-    mail::SpoolId id = made->id;
-    scheduler_->enqueue(std::move(made));
-    scheduler_->check();
-    return id;
-  }
-  void run(int64_t seconds = 1) {
-    world_.run_for(seconds * kSecond);
-    scheduler_->check();
-  }
-  void all_results(Action action, uint16_t code, std::string enhanced, events::Scope scope = events::Scope::recipient) {
-    agent_->serve = [=](Attempt& attempt) {
-      for (auto& result : attempt.results) {
-        result.action = action;
-        result.code = code;
-        result.enhanced = enhanced;
-        result.scope = scope;
-        result.reply = std::to_string(code) + " " + enhanced + " said the test";
-      }
-    };
-  }
-
-  reactor::SimWorld world_{1};
-  reactor::HostId host_;
-  std::unique_ptr<reactor::Io> io_;
-  config::Config config_;
-  mail::SpoolIdMaker ids_{42, 0};
-  FakeSink sink_;
-  std::unique_ptr<FakeSpool> spool_;
-  std::unique_ptr<FakeAgent> agent_;
-  std::unique_ptr<FakeReporter> reporter_;
-  std::unique_ptr<Scheduler> scheduler_;
-};
 
 TEST_F(SchedulerTest, ADeliveredMessageEndsOnceItsNoteIsDurable) {
   start();
@@ -771,27 +690,6 @@ TEST_F(SchedulerTest, ARestartAfterTheClockWasSetBackDelaysNoMailByThatStep) {
   EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
 }
 
-TEST_F(SchedulerTest, ADeleteBySenderMeetsMailOfBeforeARestart) {
-  build();
-  for (int i = 0; i < 10; ++i) {
-    MessageRef made = message({"a@example.com"}, "", i % 2 ? "x@example.org" : "y@example.org");
-    spool::Recovered found;
-    found.id = made->id;
-    found.location = made->location;
-    found.metadata = spool_->messages[made->id].metadata;
-    scheduler_->recover(found);
-  }
-  Filter filter;
-  filter.sender = "x@example.org";
-  EXPECT_EQ(scheduler_->count_matching(filter), 5u);
-  scheduler_->end_matching(Command::remove, filter, [] {});
-  all_results(Action::delivered, 250, "2.0.0");
-  scheduler_->start(*spool_, *reporter_);
-  run(30);
-  EXPECT_EQ(sink_.count(events::Type::removed), 5u);
-  EXPECT_EQ(sink_.count(events::Type::delivered), 5u);
-}
-
 // More destinations than messages may be read at a time.
 TEST_F(SchedulerTest, MailOfManyDestinationsIsReadBackAndNoneIsForgotten) {
   build();
@@ -817,104 +715,6 @@ TEST_F(SchedulerTest, MailOfManyDestinationsIsReadBackAndNoneIsForgotten) {
   EXPECT_EQ(sink_.count(events::Type::delivered), 3000u);
 }
 
-TEST_F(SchedulerTest, PauseHoldsMatchingMailUntilItIsResumed) {
-  start();
-  Filter filter;
-  filter.job = "news";
-  scheduler_->add_pause(1, filter);
-  enqueue({"a@example.com"}, "news");
-  enqueue({"b@example.com"}, "other");
-  run();
-  EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
-  auto rows = scheduler_->queue_rows();
-  ASSERT_EQ(rows.size(), 1u);
-  EXPECT_EQ(rows[0].why, "paused by the operator");
-  scheduler_->remove_pause(1);
-  run();
-  EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
-}
-
-// Until then a restart has to go on with it.
-TEST_F(SchedulerTest, ADeleteIsDoneOnceWhatWasInFlightHasEnded) {
-  start();
-  agent_->hold_attempts = true;
-  enqueue({"a@example.com"}, "", "x@example.org");
-  run();
-  ASSERT_EQ(scheduler_->stats().in_flight, 1u);
-  Filter filter;
-  filter.sender = "x@example.org";
-  bool done = false;
-  scheduler_->end_matching(Command::remove, filter, [&] { done = true; });
-  for (int second = 0; second < 5; ++second) run();
-  EXPECT_FALSE(done);
-  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
-  agent_->finish_all();
-  for (int second = 0; second < 5; ++second) run();
-  EXPECT_TRUE(done);
-  EXPECT_EQ(sink_.count(events::Type::removed), 1u);
-}
-
-TEST_F(SchedulerTest, DeleteEndsEachRecipientWithAnEventAndNoReport) {
-  start();
-  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
-  for (int i = 0; i < 300; ++i) enqueue({"a@example.com"}, "", i % 2 ? "x@example.org" : "y@example.org");
-  run(2);
-  Filter filter;
-  filter.sender = "x@example.org";
-  EXPECT_EQ(scheduler_->count_matching(filter), 150u);
-  bool done = false;
-  scheduler_->end_matching(Command::remove, filter, [&] { done = true; });
-  run(30);
-  EXPECT_EQ(sink_.count(events::Type::removed), 150u);
-  EXPECT_EQ(scheduler_->stats().items, 150u);
-  EXPECT_TRUE(reporter_->reported.empty());
-  EXPECT_TRUE(done);
-}
-
-TEST_F(SchedulerTest, DeleteReachesMailWhoseOutcomeIsOnItsWayToTheDisk) {
-  start();
-  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
-  spool_->stalled = true;
-  enqueue({"a@example.com"});
-  run();
-  bool done = false;
-  scheduler_->end_matching(Command::remove, {}, [&] { done = true; });
-  run();
-  EXPECT_EQ(scheduler_->stats().items, 1u);
-  spool_->go_on();
-  run(2);
-  EXPECT_EQ(sink_.count(events::Type::removed), 1u);
-  EXPECT_EQ(scheduler_->stats().items, 0u);
-  EXPECT_TRUE(done);
-}
-
-TEST_F(SchedulerTest, RetryEndsAWait) {
-  start();
-  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
-  enqueue({"a@example.com"});
-  run();
-  all_results(Action::delivered, 250, "2.0.0");
-  scheduler_->retry_matching(Filter{});
-  run();
-  EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
-}
-
-TEST_F(SchedulerTest, TheQueueViewSaysWhyMailWaits) {
-  start();
-  LaneEnd end;
-  end.cause = LaneEnd::Cause::told_to_slow;
-  end.code = 421;
-  end.reply = "421 4.7.0 too fast";
-  agent_->fail_connect = end;
-  enqueue({"a@example.com"});
-  run();
-  auto rows = scheduler_->queue_rows();
-  ASSERT_EQ(rows.size(), 1u);
-  EXPECT_EQ(rows[0].messages, 1u);
-  EXPECT_EQ(rows[0].why, "held: 421 4.7.0 too fast");
-  EXPECT_GT(rows[0].next_attempt_ms, io_->wall_ms());
-}
-
 TEST_F(SchedulerTest, StopWaitsForWhatIsOut) {
   start();
   agent_->hold_attempts = true;
@@ -930,30 +730,6 @@ TEST_F(SchedulerTest, StopWaitsForWhatIsOut) {
   run();
   EXPECT_TRUE(stopped);
   EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
-}
-
-TEST_F(SchedulerTest, WhatIsBeingReadBackWhenItsTenantIsPausedKeepsNoRoom) {
-  start();
-  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
-  MessageRef made = message({"a@example.com"});
-  made->envelope.tenant = "t";
-  mail::encode_metadata(made->envelope, made->content, spool_->messages[made->id].metadata = "");
-  scheduler_->enqueue(std::move(made));
-  run();
-  spool_->stalled_reads = true;
-  run(600);
-  ASSERT_EQ(spool_->reads, 1u);
-  Filter tenant;
-  tenant.tenant = "t";
-  scheduler_->add_pause(1, tenant);
-  spool_->stalled_reads = false;
-  spool_->go_on();
-  run();
-  EXPECT_EQ(agent_->attempted.size(), 1u);
-  scheduler_->remove_pause(1);
-  run();
-  EXPECT_EQ(spool_->reads, 2u) << "it had left memory";
-  EXPECT_EQ(agent_->attempted.size(), 2u);
 }
 
 TEST_F(SchedulerTest, ADomainThatTookNoMailIsAskedAnewThoughMailForItIsPaused) {
@@ -1057,6 +833,184 @@ TEST_F(SchedulerTest, AProbeIsMadeForWhoeverIsLeftWhenTheFirstHasMoved) {
   EXPECT_EQ(scheduler_->stats().items, 0u);
 }
 
+TEST_F(SchedulerTest, AnOutcomeThatTheDiskRefusesIsWrittenAgainAndToldOnce) {
+  start();
+  spool_->refuse_notes = true;
+  enqueue({"a@example.com"});
+  enqueue({"b@example.com"});
+  run(5);
+  EXPECT_TRUE(sink_.seen.empty());
+  EXPECT_EQ(scheduler_->stats().items, 2u);
+  EXPECT_GT(spool_->notes.size(), 4u);
+  spool_->refuse_notes = false;
+  run(2);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 2u);
+  EXPECT_EQ(agent_->attempted.size(), 2u);
+  EXPECT_EQ(scheduler_->stats().items, 0u);
+}
+
+// The attempt had begun in time.
+TEST_F(SchedulerTest, MailWhoseTimeEndsDuringAnAttemptExpiresUnlessThatDelivers) {
+  config_.expire_after_ms = 60'000;
+  start();
+  agent_->hold_attempts = true;
+  enqueue({"a@one.example", "b@two.example"});
+  enqueue({"c@three.example"});
+  enqueue({"d@four.example"});
+  run(100);
+  agent_->serve = [](Attempt& attempt) {
+    const std::string& domain = attempt.message->envelope.recipients[attempt.recipients[0]].domain;
+    attempt.results[0].action = domain == "four.example" ? Action::bounce : domain == "three.example" ? Action::delivered : Action::defer;
+    attempt.results[0].reply = "as the test wants it";
+  };
+  agent_->finish_all();
+  run();
+  EXPECT_EQ(sink_.count(events::Type::expired), 2u);
+  EXPECT_EQ(sink_.count(events::Type::bounced), 1u);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
+  EXPECT_EQ(sink_.count(events::Type::deferred), 0u);
+  EXPECT_EQ(reporter_->reported.size(), 3u);
+  EXPECT_EQ(scheduler_->stats().items, 0u);
+}
+
+TEST_F(SchedulerTest, AReportThatIsNotSentIsSaidSo) {
+  start();
+  reporter_->sends = false;
+  all_results(Action::bounce, 550, "5.1.1");
+  enqueue({"a@example.com"});
+  run();
+  ASSERT_EQ(sink_.count(events::Type::bounced), 1u);
+  EXPECT_FALSE(sink_.seen[0].report_sent);
+}
+
+TEST_F(SchedulerTest, ADomainWithoutUsableHostsAndALoopBounceEachWithItsReason) {
+  start();
+  agent_->route = [](const std::string& domain) {
+    dns::Route found;
+    found.verdict = domain == "loop.example" ? dns::Verdict::loop : dns::Verdict::no_usable_host;
+    found.reason = "said the test";
+    return found;
+  };
+  enqueue({"a@loop.example"});
+  run();
+  enqueue({"a@hostless.example"});
+  run();
+  ASSERT_EQ(sink_.count(events::Type::bounced), 2u);
+  EXPECT_EQ(sink_.seen[0].enhanced, "5.4.6");
+  EXPECT_EQ(sink_.seen[0].bounce_class, "routing-errors");
+  EXPECT_EQ(sink_.seen[1].enhanced, "5.4.4");
+  EXPECT_EQ(sink_.seen[1].bounce_class, "bad-domain");
+}
+
+TEST_F(SchedulerTest, MailOfManyJobsOfADomainStaysApartAndGoes) {
+  start();
+  agent_->hold_attempts = true;
+  std::set<std::string> jobs;
+  for (int i = 0; i < 60; ++i) {
+    jobs.insert(fmt::format("j{}", i % 20));
+    enqueue({"a@example.com"}, fmt::format("j{}", i % 20));
+  }
+  auto rows = scheduler_->explain("example.com", {});
+  EXPECT_EQ(rows.size(), jobs.size());
+  for (const auto& row : rows) EXPECT_EQ(row.messages, 3u) << row.job;
+  agent_->finish_all();
+  run(2);
+  EXPECT_EQ(sink_.count(events::Type::delivered), 60u);
+}
+
+TEST_F(SchedulerTest, IntakeIsRefusedWhileTheRelayStopsOrItsMemoryIsSpokenFor) {
+  struct Waiter final : AdmissionWaiter {
+    void on_admitted(bool refused, std::string_view why) override { answers.push_back({refused, std::string(why)}); }
+    std::vector<std::pair<bool, std::string>> answers;
+  } waiter;
+  std::string why;
+  config_.memory = 4000;
+  start();
+  EXPECT_EQ(scheduler_->admit(waiter, why), Admission::now);
+  agent_->hold_attempts = true;
+  for (int i = 0; i < 11; ++i) enqueue({"a@example.com"});
+  EXPECT_EQ(scheduler_->admit(waiter, why), Admission::refused);
+  EXPECT_EQ(why, "too many messages queued for --memory");
+  EXPECT_EQ(scheduler_->stats().admissions_refused, 1u);
+  scheduler_->stop([] {});
+  EXPECT_EQ(scheduler_->admit(waiter, why), Admission::refused);
+  EXPECT_EQ(why, "shutting down");
+  agent_->finish_all();
+  run();
+}
+
+TEST_F(SchedulerTest, AnAccountsMailLeavesFromItsSources) {
+  for (const char* address : {"192.0.2.11", "192.0.2.12", "192.0.2.13"}) {
+    config_.sources.push_back(*config::parse_source(address));
+  }
+  const std::string password =
+      "password = \"$6$rounds=1000$saltstring$2BkAo106CG84raQcWpAlhyy6TSSkAsL1nfvBCoezLYyerUzY2l8axTvq6NynEt7SQAx3/cdop9ds0po8uaeHq0\"\n";
+  auto accounts = config::Credentials::parse(
+      "[account.shop]\n" + password + "sources = [\"192.0.2.13\"]\n[account.any]\n" + password, "accounts.toml", config_.sources);
+  ASSERT_TRUE(accounts.ok()) << accounts.error().text;
+  config_.accounts = *accounts;
+  start();
+  std::map<std::string, std::set<unsigned>> used;
+  agent_->on_resolve = [&](const Destination& destination) { used[destination.domain].insert(destination.source); };
+  for (int i = 0; i < 40; ++i) {
+    for (const char* account : {"shop", "any", "gone"}) {
+      MessageRef made = message({std::string("a@") + account + ".example"});
+      made->envelope.account = account;
+      enqueue(std::move(made));
+    }
+  }
+  run(2);
+  EXPECT_EQ(used["shop.example"], std::set<unsigned>{2});
+  EXPECT_EQ(used["any.example"].size(), 3u);
+  EXPECT_EQ(used["gone.example"].size(), 3u);
+}
+
+TEST_F(SchedulerTest, AStateThatIsNotOfItsMessageTriesAllItsRecipientsAgain) {
+  build();
+  MessageRef made = message({"a@one.example", "b@two.example"});
+  spool::Recovered found;
+  found.id = made->id;
+  found.location = made->location;
+  found.metadata = spool_->messages[made->id].metadata;
+  std::string state;
+  encode_state({.events = 7, .recipients = {{1, 2, io_->wall_ms(), 0}, {9, 2, io_->wall_ms(), 0}}}, state);
+  for (std::string_view bytes : {std::string_view(state), std::string_view("\x07", 1)}) {
+    made->id = found.id = ids_.make(io_->wall_ms());
+    spool_->messages[found.id] = spool_->messages.begin()->second;
+    found.state = bytes;
+    scheduler_->recover(found);
+  }
+  EXPECT_EQ(scheduler_->stats().items, 4u);
+  found.id = ids_.make(io_->wall_ms());
+  found.metadata = "no metadata";
+  scheduler_->recover(found);
+  EXPECT_EQ(scheduler_->stats().items, 4u) << "it stays in the spool";
+  scheduler_->start(*spool_, *reporter_);
+  run();
+  EXPECT_EQ(sink_.count(events::Type::delivered), 4u);
+  EXPECT_EQ(scheduler_->stats().items, 0u);
+}
+
+// As at the end of a process that does not wait.
+TEST_F(SchedulerTest, ASchedulerMayEndWithMailInEveryStage) {
+  config_.destination_connections = 2;
+  config_.memory = 1u << 20;
+  start();
+  enqueue({"a@idle.example"});
+  run();  // its connection idles
+  spool_->stalled = true;
+  enqueue({"a@recording.example"});
+  enqueue({"a@one.example", "b@two.example"});
+  world_.run_for(kSecond / 100);
+  spool_->stalled_reads = true;
+  agent_->connect_ns = 10 * kSecond;
+  enqueue({"a@connecting.example"});
+  world_.run_for(kSecond / 100);
+  EXPECT_GT(scheduler_->stats().items, 2u);
+  EXPECT_GT(scheduler_->stats().lanes, 0u);
+  reset();
+}
+
 TEST(QueueState, RoundTrip) {
   QueueState state;
   state.events = 300;
@@ -1072,270 +1026,10 @@ TEST(QueueState, RoundTrip) {
   for (size_t size = 0; size < bytes.size(); ++size) {
     EXPECT_FALSE(decode_state(std::string_view(bytes).substr(0, size)).ok());
   }
-}
-
-// ---- the operator's view and hand
-
-TEST_F(SchedulerTest, ShowTellsWhatIsKnownOfAMessageOfTwoDomains) {
-  start();
-  all_results(Action::defer, 451, "4.2.0", events::Scope::message);
-  mail::SpoolId id = enqueue({"a@one.example", "b@two.example"}, "news");
-  run();
-  int shown = 0;
-  scheduler_->show(id, [&](Result<MessageRow> row) {
-    ++shown;
-    ASSERT_TRUE(row.ok());
-    EXPECT_EQ(row->id, id);
-    EXPECT_EQ(row->job, "news");
-    EXPECT_EQ(row->reverse_path, "from@example.org");
-    EXPECT_GT(row->size, 0u);
-    ASSERT_EQ(row->recipients.size(), 2u);
-    for (const RecipientRow& recipient : row->recipients) {
-      EXPECT_EQ(recipient.state, "waiting for its next attempt");
-      EXPECT_EQ(recipient.attempts, 1u);
-      EXPECT_EQ(recipient.why, "451 4.2.0 said the test");
-      EXPECT_GT(recipient.next_attempt_ms, io_->wall_ms());
-    }
-  });
-  run();
-  EXPECT_EQ(shown, 1);
-}
-
-TEST_F(SchedulerTest, ShowTellsAHoldOfADomainOrASite) {
-  start();
-  LaneEnd end;
-  end.cause = LaneEnd::Cause::failed;
-  end.reply = "connection refused";
-  agent_->fail_connect = end;
-  agent_->route = [](const std::string& domain) {
-    dns::Route found;
-    found.verdict = domain == "lost.example" ? dns::Verdict::temporary : dns::Verdict::usable;
-    found.reason = "SERVFAIL";
-    found.site = "mx." + domain;
-    found.valid_until_ns = domain == "lost.example" ? 0 : INT64_MAX;
-    return found;
-  };
-  mail::SpoolId id = enqueue({"a@lost.example", "b@two.example"});
-  run();
-  std::map<std::string, std::string> why;
-  scheduler_->show(id, [&](Result<MessageRow> row) {
-    ASSERT_TRUE(row.ok());
-    for (const RecipientRow& recipient : row->recipients) why[recipient.address] = recipient.why;
-  });
-  run();
-  EXPECT_NE(why["a@lost.example"].find("SERVFAIL"), std::string::npos) << why["a@lost.example"];
-  EXPECT_EQ(why["b@two.example"], "connection refused");
-}
-
-TEST_F(SchedulerTest, ShowReadsWhatIsNotInMemory) {
-  start();
-  scheduler_->add_pause(1, Filter{});
-  mail::SpoolId id = enqueue({"a@one.example"});
-  run();
-  std::vector<std::string> answers;
-  auto note = [&](Result<MessageRow> row) {
-    if (!row.ok()) return answers.push_back(row.error().text);
-    answers.push_back(std::string(row->resident ? "resident " : "read ") + row->recipients.at(0).state);
-  };
-  scheduler_->show(id, note);
-  run();
-  spool_->unreadable = true;
-  scheduler_->show(id, note);
-  run();
-  spool_->unreadable = false;
-  std::string metadata = std::exchange(spool_->messages[id].metadata, "no metadata");
-  scheduler_->show(id, note);
-  run();
-  spool_->messages[id].metadata = metadata;
-  scheduler_->show(ids_.make(io_->wall_ms()), note);
-  ASSERT_EQ(answers.size(), 4u);
-  EXPECT_EQ(answers[0], "read paused");
-  EXPECT_EQ(answers[1], "the test reads nothing");
-  EXPECT_NE(answers[2], "");
-  EXPECT_NE(answers[3].find("no such message in the queue"), std::string::npos);
-}
-
-TEST_F(SchedulerTest, AMessageThatLeavesWhileItIsLookedAtIsSaidSo) {
-  start();
-  scheduler_->add_pause(1, Filter{});
-  mail::SpoolId id = enqueue({"a@one.example"});
-  run();
-  std::string answer;
-  scheduler_->end_matching(Command::remove, Filter{}, [] {});
-  for (int i = 0; i < 40 && answer.find("left the queue") == answer.npos; ++i) {
-    scheduler_->show(id, [&](Result<MessageRow> row) { answer = row.ok() ? "" : row.error().text; });
-    world_.run_for(kSecond / 2000);
-  }
-  run();
-  EXPECT_FALSE(answer.empty());
-}
-
-TEST_F(SchedulerTest, MailThatCannotBeReadWaitsAndIsNotLost) {
-  start();
-  scheduler_->add_pause(1, Filter{});
-  enqueue({"a@one.example"});
-  run();
-  spool_->unreadable = true;
-  scheduler_->remove_pause(1);
-  run();
-  auto rows = scheduler_->queue_rows();
-  ASSERT_EQ(rows.size(), 1u);
-  EXPECT_EQ(rows[0].waiting, 1u);
-  EXPECT_EQ(rows[0].why, "waiting for its next attempt");
-  EXPECT_NEAR(static_cast<double>(rows[0].next_attempt_ms - io_->wall_ms()), 900'000, 2'000);
-  spool_->unreadable = false;
-  run(905);
-  EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
-}
-
-TEST_F(SchedulerTest, TheQueueViewTellsEachStage) {
-  config_.destination_connections = 1;
-  start();
-  mail::SpoolId first = enqueue({"a@one.example"});
-  auto why = [this] {
-    auto rows = scheduler_->queue_rows();
-    return rows.size() == 1 ? rows[0].why : fmt::format("{} rows", rows.size());
-  };
-  EXPECT_EQ(why(), "looking for its MX hosts");
-  agent_->hold_attempts = true;
-  run();
-  enqueue({"b@one.example"});
-  EXPECT_EQ(why(), "all connections of the site are in use");
-  auto rows = scheduler_->queue_rows();
-  EXPECT_EQ(rows[0].oldest_ms, first.time_ms());
-  EXPECT_EQ(rows[0].in_flight, 1u);
-  EXPECT_EQ(rows[0].connections, 1u);
-  spool_->stalled = true;
-  agent_->finish_all();
-  run();
-  agent_->hold_attempts = true;
-  enqueue({"c@one.example"});
-  run();
-  EXPECT_EQ(why(), "outcomes wait for the disk");
-  spool_->go_on();
-  run();
-  EXPECT_EQ(why(), "being delivered");
-}
-
-TEST_F(SchedulerTest, ExplainTellsWhereMailStands) {
-  start();
-  mail::SpoolId of_two = enqueue({"a@one.example", "b@two.example"});
-  auto why = [this](std::string_view domain) {
-    auto rows = scheduler_->explain(domain, {});
-    return rows.size() == 1 ? rows[0].why : fmt::format("{} rows", rows.size());
-  };
-  EXPECT_EQ(why("one.example"), "looking for its MX hosts");
-  EXPECT_EQ(why("three.example"), "0 rows");
-  LaneEnd end;
-  end.cause = LaneEnd::Cause::failed;
-  end.reply = "connection refused";
-  agent_->fails = [end](const Site& site) {
-    return site.key == "mx.one.example" ? std::optional(end) : std::nullopt;
-  };
-  all_results(Action::defer, 451, "4.2.0", events::Scope::message);
-  run();
-  EXPECT_EQ(why("one.example"), "held: connection refused");
-  auto rows = scheduler_->explain({}, of_two);
-  ASSERT_EQ(rows.size(), 2u);
-  for (const ExplainRow& row : rows) {
-    EXPECT_GT(row.next_attempt_ms, io_->wall_ms()) << row.domain;
-    EXPECT_EQ(row.messages, 1u);
-    EXPECT_EQ(row.held_until_ms > 0, row.domain == "one.example");
-    EXPECT_EQ(row.waiting, row.domain == "two.example" ? 1u : 0u);
-  }
-  mail::SpoolId single = enqueue({"c@one.example"});
-  EXPECT_EQ(scheduler_->explain({}, single).size(), 1u);
-  EXPECT_TRUE(scheduler_->explain({}, ids_.make(io_->wall_ms())).empty());
-}
-
-TEST_F(SchedulerTest, RetryEndsHoldsToo) {
-  start();
-  LaneEnd end;
-  end.cause = LaneEnd::Cause::failed;
-  agent_->fail_connect = end;
-  enqueue({"a@example.com"});
-  run();
-  agent_->fail_connect.reset();
-  Filter other;
-  other.domain = "other.example";
-  scheduler_->retry_matching(other);
-  run();
-  EXPECT_EQ(sink_.count(events::Type::delivered), 0u);
-  scheduler_->retry_matching(Filter{});
-  run();
-  EXPECT_EQ(sink_.count(events::Type::delivered), 1u);
-}
-
-TEST_F(SchedulerTest, ABounceOfOneMessageByItsIdIsReportedOnceADomain) {
-  start();
-  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
-  Filter filter;
-  filter.id = enqueue({"a@one.example", "b@two.example", "c@two.example"});
-  enqueue({"d@one.example"});
-  run();
-  EXPECT_EQ(scheduler_->count_matching(filter), 3u);
-  bool done = false;
-  scheduler_->end_matching(Command::bounce, filter, [&] { done = true; });
-  run(5);
-  EXPECT_TRUE(done);
-  EXPECT_EQ(sink_.count(events::Type::bounced), 3u);
-  EXPECT_EQ(reporter_->reported.size(), 2u);
-  EXPECT_EQ(scheduler_->stats().items, 1u);
-  EXPECT_EQ(scheduler_->count_matching(filter), 0u);
-  done = false;
-  scheduler_->end_matching(Command::remove, filter, [&] { done = true; });
-  run(2);
-  EXPECT_TRUE(done) << "there is nothing left of it";
-}
-
-TEST_F(SchedulerTest, ADeleteReadsBackWhatItHasToCompare) {
-  start();
-  scheduler_->add_pause(1, Filter{});
-  for (int i = 0; i < 20; ++i) enqueue({"a@example.com"}, "", i % 2 ? "x@example.org" : "y@example.org");
-  run();
-  Filter filter;
-  filter.sender = "x@example.org";
-  filter.domain = "example.com";
-  bool done = false;
-  scheduler_->end_matching(Command::remove, filter, [&] { done = true; });
-  run(5);
-  EXPECT_TRUE(done);
-  EXPECT_EQ(sink_.count(events::Type::removed), 10u);
-  EXPECT_EQ(scheduler_->stats().items, 10u);
-}
-
-TEST_F(SchedulerTest, PausedMailExpires) {
-  config_.expire_after_ms = 3'600'000;
-  start();
-  all_results(Action::defer, 451, "4.0.0", events::Scope::message);
-  enqueue({"a@one.example", "b@two.example"});
-  run();
-  scheduler_->add_pause(1, Filter{});
-  run(3'800);
-  EXPECT_EQ(sink_.count(events::Type::expired), 2u);
-  EXPECT_EQ(scheduler_->stats().items, 0u);
-}
-
-TEST(Filter, IsReadBackAsItWasWritten) {
-  Filter filter;
-  filter.domain = "d.example";
-  filter.job = "news";
-  filter.sender = "s@example.org";
-  filter.account = "shop";
-  filter.id = {1, 2};
-  filter.before_ms = 1767225600123;
-  std::string bytes = encode_filter(filter);
-  Result<Filter> back = decode_filter(bytes);
-  ASSERT_TRUE(back.ok());
-  EXPECT_EQ(encode_filter(*back), bytes);
-  EXPECT_EQ(back->before_ms, filter.before_ms);
-  EXPECT_EQ(back->id, filter.id);
-  EXPECT_FALSE(back->all());
-  EXPECT_TRUE(decode_filter("")->all());
-  for (std::string_view bad : {std::string_view("dexample"), std::string_view("\0", 1), std::string_view("ino id\0", 7),
-                               std::string_view("zwhat\0", 6)}) {
-    EXPECT_FALSE(decode_filter(bad).ok()) << bad;
-  }
+  EXPECT_FALSE(decode_state("\x02").ok()) << "of a newer version";
+  EXPECT_FALSE(decode_state(std::string(12, '\xff')).ok()) << "a number without end";
+  std::string_view left = "\x05" "abc", event;
+  EXPECT_FALSE(take_event_bytes(left, event)) << "longer than what is there";
 }
 
 TEST(IdIndex, FindsWhatWasInsertedAndNotErased) {
