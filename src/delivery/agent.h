@@ -101,6 +101,12 @@ class DeliveryAgent final : public queue::Agent {
     int64_t refused_ns = 0;
   };
   std::map<std::pair<const queue::Site*, unsigned>, Fallback> fallbacks_;
+  // Likewise, how many do without REQUIRETLS, because no host offered it to as many.
+  struct Lacking {
+    uint32_t connections = 0;
+    int64_t found_ns = 0;
+  };
+  std::map<std::pair<const queue::Site*, unsigned>, Lacking> lacking_requiretls_;
   void make_tls_context();
   void count_sts_failure(const std::string& domain, TlsFailure failure);
   struct Resolving;

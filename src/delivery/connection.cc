@@ -109,6 +109,7 @@ void Connection::on_start_or_wake() {
     case State::starting:
       if (retired_) return finish();
       in_the_clear_ = take_fallback();
+      without_requiretls_ = route_->tls.requiretls && take_without_requiretls();
       choose_targets();
       return try_next();
     case State::connecting:
@@ -182,7 +183,8 @@ void Connection::try_next() {
   }
 
   if (leave_to_fallback()) return finish();
-  if (begin_more_targets() || begin_without_requiretls()) return try_next();
+  if (begin_more_targets()) return try_next();
+  if (leave_without_requiretls()) return finish();
   if (end_.stage == Stage::none) {
     // Not one was tried.
     end_.stage = Stage::connect;
@@ -374,13 +376,31 @@ bool Connection::begin_more_targets() {
 }
 
 // No host offers REQUIRETLS, and one has good TLS: reports may go there all the same (RFC 8689 5), and what else waits learns
-// from Session::fits() that it may not.
-bool Connection::begin_without_requiretls() {
+// from Session::fits() that it may not. By another connection, so that what limits connections and their rate counts it.
+bool Connection::leave_without_requiretls() {
   if (without_requiretls_ || !requiretls_missing_ || !all_decided()) return false;
-  without_requiretls_ = true;
-  tried_.clear();
-  choose_targets();
+  auto& lacking = agent_.lacking_requiretls_;
+  if (lacking.size() >= DeliveryAgent::kMostFallbacks) {
+    std::erase_if(lacking, [now = io_.now()](const auto& item) {
+      return now - item.second.found_ns >= DeliveryAgent::kFallbackNs;
+    });
+  }
+  DeliveryAgent::Lacking& of = lacking[{site, source_index_}];
+  if (io_.now() - of.found_ns >= DeliveryAgent::kFallbackNs) of.connections = 0;
+  ++of.connections;
+  of.found_ns = io_.now();
+  end_ = {};
+  end_.cause = LaneEnd::Cause::idle;
   return true;
+}
+
+// Whether this is such a connection.
+bool Connection::take_without_requiretls() {
+  const auto at = agent_.lacking_requiretls_.find({site, source_index_});
+  if (at == agent_.lacking_requiretls_.end()) return false;
+  const bool over = io_.now() - at->second.found_ns >= DeliveryAgent::kFallbackNs;
+  if (over || --at->second.connections == 0) agent_.lacking_requiretls_.erase(at);
+  return !over;
 }
 
 // A connection of such a route has ended before its first transaction.

@@ -64,7 +64,8 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   void note_blocked();
   void bounce_all(const queue::RecipientResult& why);
   bool begin_more_targets();
-  bool begin_without_requiretls();
+  bool leave_without_requiretls();
+  bool take_without_requiretls();
   bool all_decided() const;
   void note_requiretls_end();
   void finish();  // destroys *this
@@ -146,7 +147,7 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   // ---- REQUIRETLS (RFC 8689 4.2.1), on routes that ask for it
   std::string unprotected_;           // what one host said or showed that has no good TLS
   bool requiretls_missing_ = false;   // one has, and does not offer REQUIRETLS
-  bool without_requiretls_ = false;   // no host offers it: once more, for reports, and to tell the others so
+  bool without_requiretls_ = false;   // no host offered it to an earlier connection: now for reports, and to tell the others so
   bool undecided_ = false;            // another time one may do what this mail asks for
   std::vector<reactor::Address> tried_;  // in this round
 };

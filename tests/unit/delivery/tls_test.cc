@@ -601,6 +601,24 @@ TEST_F(RequireTlsTest, ReportsGoToReceiversThatDoNotPassItOn) {
   EXPECT_EQ(attempt().tls_verified, "ok") << "over verified TLS all the same";
 }
 
+TEST_F(RequireTlsTest, SecondTryWithoutItIsAConnectionThatTheQueueMakes) {
+  Peer& peer = good_peer();
+  peer.script = with_starttls();
+  destination_.tls = mail::TlsWish::required;
+  Mail& mail = add("Subject: x\r\n\r\nhello\r\n");
+  mail.message->envelope.tls = mail::TlsWish::required;
+  resolve("dest.example");
+  open();
+  ASSERT_TRUE(run_until_closed(1));
+  EXPECT_EQ(peer.sessions.size(), 1u) << "whose rate counts one";
+  EXPECT_EQ(queue_.ends.back().cause, LaneEnd::Cause::idle);
+  EXPECT_EQ(queue_.outcomes(), "");
+  open();
+  ASSERT_TRUE(run_until_closed(2));
+  EXPECT_EQ(peer.sessions.size(), 2u);
+  expect_bounce("5.7.30");
+}
+
 TEST_F(RequireTlsTest, AnotherHostMayPassItOn) {
   Peer& first = good_peer();
   first.script = with_starttls();
