@@ -93,11 +93,11 @@ struct Site {
   unsigned domains = 1;  // hosted there
   // DANE: every second domain is signed, and the hosts' TLSA records are right, or wrong until faults end.
   enum class Dane : uint8_t { none, right, wrong } dane = Dane::none;
-  // MTA-STS: every second domain has a policy. It names the first host only, or all of them; and with `wrong_names` the hosts'
+  // MTA-STS: every second domain has a policy. It names the last host only, or all of them; and with `wrong_names` the hosts'
   // certificates are not good for their names, so that until faults end an enforced policy lets nothing go. Then there is a
   // new one that enforces nothing.
   enum class Sts : uint8_t { absent, none, testing, enforce } sts = Sts::absent;
-  bool first_host_only = false, wrong_names = false;
+  bool last_host_only = false, wrong_names = false;
   ReceiverBehaviour behaviour;
 };
 
@@ -448,12 +448,12 @@ Plan make_plan(uint64_t seed, const Less& less) {
       Site& site = plan.sites[i];
       const double draw = last.unit();
       const auto mode = draw < 0.6 ? Site::Sts::enforce : draw < 0.8 ? Site::Sts::testing : Site::Sts::none;
-      const bool secure = last.chance(0.8), first_only = last.chance(0.5), wrong_names = last.chance(0.3);
+      const bool secure = last.chance(0.8), last_only = last.chance(0.5), wrong_names = last.chance(0.3);
       // Hosts have names of their own there, which the shaping file does not know.
       if (!last.chance(0.7) || !on || site.dane != Site::Dane::none || (plan.shaping.on && i < 2)) continue;
       site.sts = mode;
       if (secure && !site.behaviour.tls) site.behaviour.tls = *tls::ServerContext::make(settings);
-      site.first_host_only = first_only && site.hosts > 1;
+      site.last_host_only = last_only && site.hosts > 1;
       site.wrong_names = wrong_names;
       plan.sts = true;
     }
@@ -490,7 +490,7 @@ Plan make_plan(uint64_t seed, const Less& less) {
     plan.text += fmt::format("\n  site {}, {} hosts, {} domains{}", to_string(site.fate), site.hosts, site.domains,
                              site.dane == Site::Dane::none ? "" : site.dane == Site::Dane::right ? ", DANE" : ", DANE with wrong records");
     if (site.sts != Site::Sts::absent) {
-      plan.text += fmt::format(", MTA-STS {}{}{}", to_string(site.sts), site.first_host_only ? ", first host only" : "",
+      plan.text += fmt::format(", MTA-STS {}{}{}", to_string(site.sts), site.last_host_only ? ", last host only" : "",
                                site.wrong_names ? ", wrong certificates" : "");
     }
   }
@@ -1282,7 +1282,7 @@ void Run::publish_policies(unsigned site, bool enforced) {
     const std::string domain = fmt::format("d{}-{}.example", site, d);
     std::string policy = "version: STSv1\r\nmax_age: 604800\r\n";
     policy += fmt::format("mode: {}\r\n", enforced ? "enforce" : of.sts == Site::Sts::enforce ? "none" : to_string(of.sts));
-    for (unsigned h = 0; h < (of.first_host_only ? 1 : of.hosts); ++h) policy += fmt::format("mx: {}\r\n", host_name(site, h));
+    for (unsigned h = of.last_host_only ? of.hosts - 1 : 0; h < of.hosts; ++h) policy += fmt::format("mx: {}\r\n", host_name(site, h));
     const bool first = published_.policies.emplace(domain, policy).second;
     if (!first) published_.policies[domain] = policy;
     zones_.remove("_mta-sts." + domain);
@@ -1299,7 +1299,7 @@ void Run::judge_policy(const ReceivedMessage& message, size_t receiver, const st
   if (!published_.taken.contains(domain)) object(fmt::format("mail for {} without a look at its policy", domain));
   if (!message.secure) object(fmt::format("mail for {} in the clear, which an enforced policy forbids", domain));
   if (site.wrong_names) object(fmt::format("mail for {} to a host with a wrong certificate, which an enforced policy forbids", domain));
-  if (site.first_host_only && host_of_receiver_[receiver] > 0) {
+  if (site.last_host_only && host_of_receiver_[receiver] + 1 < site.hosts) {
     object(fmt::format("mail for {} to a host that its enforced policy does not name", domain));
   }
 }
