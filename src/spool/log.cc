@@ -357,7 +357,7 @@ void Log::on_mail_batch(const Status& status) {
   answering_notes_.clear();
   answering_states_.clear();
   answering_appends_.clear();
-  if (pending() || release_due_ || state_ == LogState::closed) io_.defer(commit_);
+  if (pending() || release_due_) io_.defer(commit_);
   if (io_.now() - reclaim_checked_ns_ > kSecond / 10) consider_reclaim();
 }
 
@@ -392,7 +392,7 @@ void Log::give_up() {
   batch_.appends.clear();
   std::string why = unwritable_why_;
   enter(LogState::unwritable, why);
-  if (!retry_.armed() && !stopping_) io_.timers().arm(retry_, io_.now() + kSecond);
+  if (!stopping_) io_.timers().arm(retry_, io_.now() + kSecond);
   accepting_.store(false, std::memory_order_relaxed);
   for (Append* append : lost) {
     append->status = fail("the spool cannot be written: " + why, EIO);
@@ -403,14 +403,12 @@ void Log::give_up() {
 }
 
 void Log::on_retry_due() {
-  if (state_ != LogState::unwritable || stopping_) return;
-  if (!mail_.active()) {
-    Status activated = activate(mail_, false);
-    if (!activated.ok()) {
-      unwritable_why_ = activated.error().text;
-      io_.timers().arm(retry_, io_.now() + kSecond);
-      return;
-    }
+  ASSERT(state_ == LogState::unwritable && !stopping_);  // else it was not armed
+  Status activated = activate(mail_, false);
+  if (!activated.ok()) {
+    unwritable_why_ = activated.error().text;
+    io_.timers().arm(retry_, io_.now() + kSecond);
+    return;
   }
   batch_.probe = true;
   build();  // the notes that wait, or nothing but a head

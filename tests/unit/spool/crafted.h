@@ -1,4 +1,5 @@
-// Records and segments put together octet by octet, so that a test can say in them what no spool would write.
+// Records and segments put together octet by octet, so that a test can say in them what no spool
+// would write.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -19,8 +20,8 @@ constexpr Uuid kUuid{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
 
 // A record of a fixed part and what follows it, with its checksum.
 template <typename Fixed>
-std::string record_of(RecordKind kind, const Fixed& fixed, std::string_view rest, uint32_t event_size, uint64_t sequence = 1,
-                      uint16_t flags = 0) {
+std::string record_of(RecordKind kind, const Fixed& fixed, std::string_view rest,
+                      uint32_t event_size, uint64_t sequence = 1, uint16_t flags = 0) {
   std::string bytes(round_up(sizeof(RecordHeader) + sizeof fixed + rest.size(), 8), '\0');
   RecordHeader header{};
   header.size = static_cast<uint32_t>(bytes.size());
@@ -36,11 +37,14 @@ std::string record_of(RecordKind kind, const Fixed& fixed, std::string_view rest
   return bytes;
 }
 inline std::string state_record(uint64_t sequence, std::string_view key, std::string_view value) {
-  return record_of(RecordKind::state, StateFixed{static_cast<uint32_t>(key.size()), static_cast<uint32_t>(value.size())},
-                   std::string(key) + std::string(value), 0, sequence);
+  return record_of(
+      RecordKind::state,
+      StateFixed{static_cast<uint32_t>(key.size()), static_cast<uint32_t>(value.size())},
+      std::string(key) + std::string(value), 0, sequence);
 }
 // A message without a body.
-inline std::string bodyless(uint64_t sequence, uint64_t number, std::string_view state = "", uint16_t flags = 0) {
+inline std::string bodyless(uint64_t sequence, uint64_t number, std::string_view state = "",
+                            uint16_t flags = 0) {
   MessageFixed fixed{};
   fixed.id_high = 1;
   fixed.id_low = number;
@@ -48,18 +52,25 @@ inline std::string bodyless(uint64_t sequence, uint64_t number, std::string_view
   fixed.recipients = 1;
   return record_of(RecordKind::message, fixed, state, 0, sequence, flags);
 }
-inline std::string note_record(uint64_t sequence, uint64_t number, RecordKind kind, std::string_view state,
-                               std::string_view event = "", const Location& message = {}) {
-  NoteFixed fixed{1, number, message.segment, message.offset, message.size, static_cast<uint32_t>(state.size())};
+inline std::string note_record(uint64_t sequence, uint64_t number, RecordKind kind,
+                               std::string_view state, std::string_view event = "",
+                               const Location& message = {}) {
+  NoteFixed fixed{1,
+                  number,
+                  message.segment,
+                  message.offset,
+                  message.size,
+                  static_cast<uint32_t>(state.size())};
   uint16_t flags = kind == RecordKind::note && !state.empty() ? 0 : RecordFlags::final;
-  return record_of(kind, fixed, std::string(state) + std::string(event), static_cast<uint32_t>(event.size()), sequence, flags);
+  return record_of(kind, fixed, std::string(state) + std::string(event),
+                   static_cast<uint32_t>(event.size()), sequence, flags);
 }
 
 // A segment of batches, each with its records and one block of payload (of 'x').
 class Crafted {
  public:
-  explicit Crafted(uint32_t generation, StreamNumber stream = StreamNumber::mail, uint32_t previous = 0,
-                   uint32_t previous_end = 0) {
+  explicit Crafted(uint32_t generation, StreamNumber stream = StreamNumber::mail,
+                   uint32_t previous = 0, uint32_t previous_end = 0) {
     header.magic = kSegmentMagic;
     header.format_version = kFormatVersion;
     header.state = SegmentState::log;
@@ -79,7 +90,8 @@ class Crafted {
     auto at = static_cast<uint32_t>(image.size());
     std::string bytes;
     for (const std::string& one : records) {
-      append_index_entry(index_, one.data(), at + static_cast<uint32_t>(sizeof(BatchHeader) + bytes.size()));
+      append_index_entry(index_, one.data(),
+                         at + static_cast<uint32_t>(sizeof(BatchHeader) + bytes.size()));
       bytes += one;
       ++entries_;
     }
@@ -140,7 +152,8 @@ class Crafted {
 };
 
 // Puts a file on the disk, or writes over the start of one that is there.
-inline void put_file(reactor::SimDisk& disk, const std::string& path, std::string_view bytes, uint64_t offset = 0) {
+inline void put_file(reactor::SimDisk& disk, const std::string& path, std::string_view bytes,
+                     uint64_t offset = 0) {
   auto file = disk.open(path, !disk.exists(path));
   ASSERT_TRUE(file.ok()) << path;
   disk.write(*file, offset, bytes, true);

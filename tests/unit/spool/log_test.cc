@@ -1,4 +1,5 @@
-// The writer: what waits, what is told to whom, and what becomes of what is under way when the disk fails or the end comes.
+// The writer: what waits, what is told to whom, and what becomes of what is under way when the disk
+// fails or the end comes.
 #include "spool/log.h"
 
 #include "harness.h"
@@ -23,7 +24,8 @@ config::Config without_events() {
 struct Put {
   std::optional<Status> answer;
   void give(Spool& spool, std::string key, std::string value) {
-    spool.put_state(std::move(key), std::move(value), [this](Status status) { answer = std::move(status); });
+    spool.put_state(std::move(key), std::move(value),
+                    [this](Status status) { answer = std::move(status); });
   }
 };
 
@@ -65,7 +67,8 @@ TEST(SpoolLog, WhatIsAskedBeforeTheStartWaitsForIt) {
   w.ios.push_back(w.world.make_io(w.host));
   w.boxes.push_back(std::make_unique<reactor::Mailbox>(*w.ios[0]));
   std::optional<Result<std::unique_ptr<Directory>>> opened;
-  reactor::spawn(Directory::open(*w.ios[0], *w.boxes[0], w.config()), [&](auto result) { opened = std::move(result); });
+  reactor::spawn(Directory::open(*w.ios[0], *w.boxes[0], w.config()),
+                 [&](auto result) { opened = std::move(result); });
   ASSERT_TRUE(w.run([&] { return opened.has_value(); }));
   ASSERT_TRUE(opened->ok());
   w.directory = std::move(**opened);
@@ -91,7 +94,8 @@ TEST(SpoolLog, OneThatNeverStartedClosesAndAnswers) {
   w.ios.push_back(w.world.make_io(w.host));
   w.boxes.push_back(std::make_unique<reactor::Mailbox>(*w.ios[0]));
   std::optional<Result<std::unique_ptr<Directory>>> opened;
-  reactor::spawn(Directory::open(*w.ios[0], *w.boxes[0], w.config()), [&](auto result) { opened = std::move(result); });
+  reactor::spawn(Directory::open(*w.ios[0], *w.boxes[0], w.config()),
+                 [&](auto result) { opened = std::move(result); });
   ASSERT_TRUE(w.run([&] { return opened.has_value(); }));
   ASSERT_TRUE(opened->ok());
   w.directory = std::move(**opened);
@@ -104,7 +108,8 @@ TEST(SpoolLog, OneThatNeverStartedClosesAndAnswers) {
   EXPECT_EQ(m.append.status.error().text, kClosed);
 }
 
-// The disk is dead when the end comes: what waits for it is answered, what was under way is neither accepted nor refused.
+// The disk is dead when the end comes: what waits for it is answered, what was under way is neither
+// accepted nor refused.
 TEST(SpoolLog, TheEndDoesNotWaitForADiskThatIsDead) {
   SpoolWorld w(1);
   ASSERT_EQ(w.start(), "");
@@ -217,7 +222,8 @@ TEST(SpoolLog, NotesAndValuesLargerThanASegmentAreRefusedAndTheRestGoesOn) {
   Put large_put, small_put;
   large_put.give(*w.spools[0], "key", std::string(300 << 10, 'v'));
   small_put.give(*w.spools[0], "key", "value");
-  ASSERT_TRUE(w.run([&] { return large.answered && small.answered && large_put.answer && small_put.answer; }));
+  ASSERT_TRUE(w.run(
+      [&] { return large.answered && small.answered && large_put.answer && small_put.answer; }));
   ASSERT_FALSE(large.note.status.ok());
   EXPECT_EQ(large.note.status.error().number, EFBIG);
   EXPECT_TRUE(small.note.status.ok());
@@ -238,8 +244,10 @@ TEST(SpoolLog, NotesAndValuesThatFillSegmentsKeepTheirOrder) {
   std::vector<Outcome*> notes;
   std::deque<Put> puts(20);
   for (int n = 0; n < 20; ++n) {
-    notes.push_back(&w.give_note(id(1), at, false, std::to_string(n) + std::string(60'000, 's'), ""));
-    puts[static_cast<size_t>(n)].give(*w.spools[0], "key", std::to_string(n) + std::string(60'000, 'v'));
+    notes.push_back(
+        &w.give_note(id(1), at, false, std::to_string(n) + std::string(60'000, 's'), ""));
+    puts[static_cast<size_t>(n)].give(*w.spools[0], "key",
+                                      std::to_string(n) + std::string(60'000, 'v'));
   }
   ASSERT_TRUE(w.run([&] { return notes.back()->answered && puts.back().answer.has_value(); }));
   for (size_t n = 0; n < 20; ++n) {
@@ -264,11 +272,16 @@ TEST(SpoolLog, ABatchTakesNoMoreThanAWriteCanCarry) {
   std::vector<Outcome*> notes;
   std::deque<Put> puts(30);
   uint64_t batches = w.spools[0]->stats().batches;
-  for (int n = 0; n < 30; ++n) notes.push_back(&w.give_note(id(1), at, false, std::to_string(n) + std::string(200'000, 's'), ""));
-  for (int n = 0; n < 30; ++n) puts[static_cast<size_t>(n)].give(*w.spools[0], "key", std::to_string(n) + std::string(200'000, 'v'));
+  for (int n = 0; n < 30; ++n)
+    notes.push_back(
+        &w.give_note(id(1), at, false, std::to_string(n) + std::string(200'000, 's'), ""));
+  for (int n = 0; n < 30; ++n)
+    puts[static_cast<size_t>(n)].give(*w.spools[0], "key",
+                                      std::to_string(n) + std::string(200'000, 'v'));
   std::vector<Message*> sent;
   for (uint64_t n = 2; n < 14; ++n) sent.push_back(&w.send(id(n), 900'000));
-  ASSERT_TRUE(w.run([&] { return notes.back()->answered && puts.back().answer && sent.back()->answered; }));
+  ASSERT_TRUE(
+      w.run([&] { return notes.back()->answered && puts.back().answer && sent.back()->answered; }));
   EXPECT_GE(w.spools[0]->stats().batches - batches, 5u);
   // Very many pieces.
   batches = w.spools[0]->stats().batches;
@@ -417,6 +430,167 @@ TEST(SpoolLog, ASegmentWhoseIndexCannotBeWrittenIsReadByItsBatches) {
   reactor::spawn(w.directory->close(), [&](Status status) { closed = status.ok(); });
   ASSERT_TRUE(w.run([&] { return closed; }));
   EXPECT_EQ(w.world.single_faults(), 1u);
+  w.crash(Crash::power);
+  ASSERT_EQ(w.start(), "");
+  EXPECT_EQ(w.memory.messages.size(), 1u);
+}
+
+TEST(SpoolLog, AShardThatIsBusyAtTheEndIsToldNothingMore) {
+  SpoolWorld w(1, small_config(), {}, 2);
+  ASSERT_EQ(w.start(), "");
+  w.append(id(1), 2000);
+  w.world.run_for(kSecond);
+  std::vector<bool> told;
+  w.spools[1]->on_writable = [&](bool writable, const std::string&) { told.push_back(writable); };
+  bool busy = true;
+  w.ios[1]->on_wake = [&] {
+    if (!busy) w.boxes[1]->drain();
+  };
+  w.world.faults().write_error = 1;
+  Message& lost = w.send(id(2), 3000);
+  ASSERT_TRUE(w.run([&] { return lost.answered; }));
+  bool closed = false;
+  reactor::spawn(w.directory->close(), [&](Status status) { closed = status.ok(); });
+  ASSERT_TRUE(w.run([&] { return closed; }));
+  busy = false;
+  w.ios[1]->wake();
+  w.world.run_for(kSecond);
+  EXPECT_EQ(told, std::vector<bool>{false});
+}
+
+TEST(SpoolLog, EachShardCountsItsOwn) {
+  SpoolWorld w(1, small_config(), {}, 2);
+  ASSERT_EQ(w.start(), "");
+  w.append(id(1), 2000, 1 << 20, 1);
+  w.append(id(2), 3000, 1 << 20, 1);
+  EXPECT_EQ(w.spools[1]->stats().messages, 2u);
+  EXPECT_EQ(w.spools[1]->stats().bytes_body, 5000u);
+  EXPECT_EQ(w.spools[1]->stats().batches, 0u) << "of the log as a whole: counted on its shard";
+  EXPECT_EQ(w.spools[0]->stats().messages, 0u);
+  EXPECT_EQ(w.spools[0]->stats().batches, 2u);
+}
+
+TEST(SpoolLog, AValueMayBePutWithoutAnAnswer) {
+  SpoolWorld w(1);
+  ASSERT_EQ(w.start(), "");
+  w.spools[0]->put_state("key", "value", {});
+  w.world.run_for(kSecond);
+  w.crash(Crash::power);
+  ASSERT_EQ(w.start(), "");
+  EXPECT_EQ(w.memory.state.at("key"), "value");
+}
+
+TEST(SpoolLog, PiecesThatTouchAreOneExtentAndEmptyOnesAreNone) {
+  SpoolWorld w(1);
+  ASSERT_EQ(w.start(), "");
+  std::string body = pattern(1500, 7);
+  auto buffer = w.ios[0]->buffers(reactor::BufferGroup::ingress).allocate(4096);
+  std::memcpy(buffer->data + 100, body.data(), body.size());
+  auto give = [&](uint64_t number, std::vector<Piece> pieces, std::string_view all) {
+    Message& m = w.make(id(number), 0);
+    m.append.pieces = std::move(pieces);
+    m.append.body_crc = crc32c(0, all);
+    w.spools[0]->append(m.append);
+    EXPECT_TRUE(w.run([&] { return m.answered; }));
+    EXPECT_TRUE(m.append.status.ok());
+    EXPECT_TRUE(w.read(id(number), m.append.location) == all) << number;
+    return m.append.location.size;
+  };
+  const char* at = buffer->data + 100;
+  uint32_t whole = give(1, {{at, 1500, buffer.get()}}, body);
+  EXPECT_EQ(
+      give(2,
+           {{at, 1000, buffer.get()}, {at + 1000, 0, buffer.get()}, {at + 1000, 500, buffer.get()}},
+           body),
+      whole);
+  EXPECT_EQ(give(3, {{at, 1000, nullptr}, {at, 0, nullptr}, {at + 1000, 500, nullptr}}, body),
+            whole)
+      << "copied together";
+  EXPECT_LT(give(4, {{at, 0, nullptr}}, ""), whole);
+  EXPECT_LT(give(5, {{at, 0, buffer.get()}}, ""), whole);
+}
+
+// What was written in vain to a segment holds nothing, even when the segment's file cannot be
+// removed.
+TEST(SpoolLog, ASegmentThatCannotBeRemovedHoldsNothingAllTheSame) {
+  for (uint64_t seed = 1; seed <= 16; ++seed) {
+    SpoolWorld w(seed, without_events());
+    ASSERT_EQ(w.start(), "");
+    Location before = w.append(id(1), 3000);
+    w.world.run_for(kSecond);
+    w.world.set_single_fault(reactor::SingleFault{w.host, Call::remove_file, 1, EIO, true});
+    w.world.faults().write_error = 1;
+    Message& m = w.send(id(2), 3000);
+    Outcome& note = w.give_note(id(1), before, false, "tried", "");
+    w.world.run_for(static_cast<int64_t>(seed) * 40'000);
+    w.world.faults().write_error = 0;
+    ASSERT_TRUE(w.run([&] { return m.answered && note.answered; }));
+    bool accepted = m.append.status.ok(), silent = m.append.close_silently;
+    EXPECT_TRUE(note.note.status.ok());
+    w.world.run_for(static_cast<int64_t>(seed % 4) * kSecond);
+    w.append(id(3), 3000);
+    if (seed % 2 == 0) w.world.set_single_fault({});
+    w.crash(seed % 3 ? Crash::power : Crash::process);
+    w.world.set_single_fault({});
+    ASSERT_EQ(w.start(), "");
+    EXPECT_EQ(w.memory.messages.at(id(1)).state, "tried") << seed;
+    EXPECT_TRUE(w.memory.messages.contains(id(3))) << seed;
+    if (!silent) {
+      EXPECT_EQ(w.memory.messages.contains(id(2)), accepted) << seed;
+    }
+  }
+}
+
+// The write fails, and there is no segment to go on in: neither accepted nor refused.
+TEST(SpoolLog, AFailedWriteWithoutAnotherSegmentClosesSilently) {
+  SpoolWorld w(1, without_events());
+  ASSERT_EQ(w.start(), "");
+  Location at = w.append(id(1), 3000);
+  w.world.run_for(kSecond);
+  w.world.set_single_fault(reactor::SingleFault{w.host, Call::rename_file, 1, EIO, true});
+  w.world.faults().write_error = 1;
+  Message& m = w.send(id(2), 3000);
+  Outcome& note = w.give_note(id(1), at, false, "tried", "");
+  ASSERT_TRUE(w.run([&] { return m.answered; }));
+  EXPECT_TRUE(m.append.close_silently);
+  // Segments can be had again, but not written: each second one is tried, and given up.
+  w.world.set_single_fault({});
+  w.world.run_for(5 * kSecond);
+  EXPECT_FALSE(note.answered);
+  EXPECT_FALSE(w.spools[0]->reserve(1));
+  w.world.faults().write_error = 0;
+  ASSERT_TRUE(w.run([&] { return note.answered; }));
+  EXPECT_TRUE(note.note.status.ok());
+  w.append(id(3), 3000);
+  w.crash(Crash::power);
+  ASSERT_EQ(w.start(), "");
+  EXPECT_EQ(w.memory.messages.at(id(1)).state, "tried");
+  EXPECT_TRUE(w.memory.messages.contains(id(3)));
+}
+
+TEST(SpoolLog, MailThatComesAllTheSameIsRefusedByAFullDisk) {
+  reactor::SimOptions options;
+  options.disk_bytes = 4 << 20;
+  SpoolWorld w(5, without_events(), options);
+  ASSERT_EQ(w.start(), "");
+  std::vector<std::pair<mail::SpoolId, Location>> kept;
+  size_t refused = 0;
+  for (uint64_t n = 1; n < 400 && refused < 20; ++n) {
+    Message& m = w.send(id(n), 20'000);  // reserve() was not asked
+    ASSERT_TRUE(w.run([&] { return m.answered; }));
+    m.buffers.clear();
+    if (m.append.status.ok()) {
+      kept.emplace_back(m.append.id, m.append.location);
+      continue;
+    }
+    ++refused;
+    EXPECT_EQ(m.append.status.error().number, ENOSPC);
+    EXPECT_FALSE(m.append.close_silently);
+  }
+  EXPECT_EQ(refused, 20u);
+  for (auto& [at, location] : kept) w.note(at, location, true);
+  w.world.run_for(10 * kSecond);
+  w.append(id(1000), 20'000);
   w.crash(Crash::power);
   ASSERT_EQ(w.start(), "");
   EXPECT_EQ(w.memory.messages.size(), 1u);

@@ -1,6 +1,7 @@
 // Reading back: which files are open, what is read of them, and how damage and errors are told.
 #include "spool/reader.h"
 
+#include "crafted.h"
 #include "harness.h"
 #include "spool/format.h"
 
@@ -166,6 +167,88 @@ TEST(SpoolReader, AReleasedSegmentIsClosedOnceWhatIsBeingReadOfItHasBeen) {
   reader.release(at.segment, &released, told);
   EXPECT_TRUE(released) << "nor is it open";
   reader.close_files();
+}
+
+// Records whose checksums are good and whose extents cannot be.
+TEST(SpoolReader, ExtentsThatCannotBeAreDamage) {
+  struct Case {
+    const char* says;
+    std::vector<Extent> extents;
+    uint32_t crc_size, body_size;  // of 'x'
+    uint32_t metadata_size = 0;
+  };
+  constexpr uint32_t kAt = 2 * kBlock;  // of the payload
+  for (const Case& one : {
+           Case{"", {{kAt, 100}, {kAt + 512, 0}, {kAt + 1024, 100}}, 200, 200},
+           Case{"", {{kAt + 1024, 100}, {kAt, 100}}, 200, 200},  // in an order of their own
+           Case{"", {{kAt + 40 * kBlock, 100}, {kAt, 100}, {kAt + 80 * kBlock, 100}}, 300, 300},
+           Case{"does not match its checksum", {{kAt, 100}}, 100, 101},
+           Case{"does not match its checksum", {{kAt, 100}}, 99, 100},
+           Case{"the file ends before it", {{kAt + 200 * kBlock, 100}}, 100, 100},
+           Case{"an extent is out of range", {{UINT32_MAX - 10, 10}}, 10, 10},
+           Case{"an extent is out of range", {{kAt, UINT32_MAX}}, 10, 10},
+           Case{"its extents are too large", {{kAt, 0xc0000000}, {0, 0xc0000000}}, 10, 10},
+           Case{"it is not a message", {{kAt, 100}}, 100, 100, 1000},
+       }) {
+    SpoolWorld w(1);
+    ASSERT_EQ(w.start(), "");
+    MessageFixed fixed{};
+    fixed.id_high = 1;
+    fixed.id_low = 1;
+    fixed.body_size = one.body_size;
+    fixed.body_crc = crc32c(0, std::string(one.crc_size, 'x'));
+    fixed.metadata_size = one.metadata_size;
+    fixed.extents = static_cast<uint32_t>(one.extents.size());
+    std::string extents(reinterpret_cast<const char*>(one.extents.data()), one.extents.size() * sizeof(Extent));
+    std::string record = record_of(RecordKind::message, fixed, extents, 0);
+    Crafted segment(77);
+    uint32_t at = segment.add({record});
+    segment.image.resize(150 * kBlock, 'x');
+    put_file(w.world.disk(w.host), "/spool/" + segment_name(77), segment.bytes());
+    Location location{77, at + static_cast<uint32_t>(sizeof(BatchHeader)), static_cast<uint32_t>(record.size())};
+    std::string body = w.read(id(1), location);
+    if (*one.says == 0) {
+      EXPECT_EQ(body, std::string(one.body_size, 'x'));
+    } else {
+      EXPECT_EQ(w.last_error, EBADMSG) << body;
+      EXPECT_NE(body.find(one.says), std::string::npos) << body;
+      EXPECT_NE(body.find("0000000077.seg"), std::string::npos) << body;
+    }
+    location.size = kMessageOverhead - 8;
+    EXPECT_NE(w.read(id(1), location).find("checksum does not match"), std::string::npos) << "of no message at all";
+  }
+}
+
+TEST(SpoolReader, WhenThePoolIsFullMessagesAreReadAllTheSame) {
+  SpoolWorld w(1);
+  ASSERT_EQ(w.start(), "");
+  Location at = w.append(id(1), 90'000);
+  w.world.set_single_fault(reactor::SingleFault{w.host, reactor::Call::allocate_buffer, 1, ENOMEM, true});
+  EXPECT_EQ(w.check(id(1), at, 90'000), "intact");
+  EXPECT_GT(w.world.single_faults(), 0u);
+}
+
+// More segments at once than are kept open: none is closed under a read of it.
+TEST(SpoolReader, ReadsOfVeryManySegmentsAtOnceAreAllAnswered) {
+  SpoolWorld w(1);
+  ASSERT_EQ(w.start(), "");
+  std::map<uint32_t, std::pair<mail::SpoolId, Location>> one_of;
+  for (uint64_t n = 1; one_of.size() < 140; ++n) {
+    Location at = w.append(id(n), 99'000);
+    one_of[at.segment] = {id(n), at};
+  }
+  std::deque<Read> reads;
+  size_t answered = 0;
+  for (auto& [segment, message] : one_of) {
+    Read& read = reads.emplace_back();
+    read.id = message.first;
+    read.message = message.second;
+    read.owner = &answered;
+    read.done = [](void* owner, Read&) { ++*static_cast<size_t*>(owner); };
+    w.spools[0]->read(read);
+  }
+  ASSERT_TRUE(w.run([&] { return answered == reads.size(); }));
+  for (Read& read : reads) EXPECT_TRUE(read.status.ok()) << read.id.low;
 }
 
 }  // namespace

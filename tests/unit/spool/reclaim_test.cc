@@ -1,5 +1,6 @@
-// Compaction while everything else goes on: notes and values that overtake what is being moved, a disk that fails or is
-// damaged under it, the end in the middle of it. Whatever happens, what lives stays readable and what was said last counts.
+// Compaction while everything else goes on: notes and values that overtake what is being moved, a
+// disk that fails or is damaged under it, the end in the middle of it. Whatever happens, what lives
+// stays readable and what was said last counts.
 #include "harness.h"
 #include "spool/format.h"
 
@@ -19,7 +20,8 @@ config::Config compacting() {
   return config;
 }
 
-// Segments that are mostly dead, about to be compacted, and what should be found in them ever after.
+// Segments that are mostly dead, about to be compacted, and what should be found in them ever
+// after.
 struct CompactionWorld : SpoolWorld {
   explicit CompactionWorld(uint64_t seed, unsigned on = 2, config::Config config = compacting())
       : SpoolWorld(seed, std::move(config), {}, on), shards(on), chance(seed) {}
@@ -37,7 +39,8 @@ struct CompactionWorld : SpoolWorld {
     for (auto& spool : spools) {
       spool->on_moved = [this](const mail::SpoolId& which, Location from, Location to) {
         auto it = live.find(which);
-        if (it == live.end() || it->second != from) return;  // every shard is asked when the home is unknown
+        if (it == live.end() || it->second != from)
+          return;  // every shard is asked when the home is unknown
         it->second = to;
         ++moved;
       };
@@ -77,7 +80,8 @@ struct CompactionWorld : SpoolWorld {
       live[id(n)] = append(id(n), kBody, 4000, home(id(n)));
       states[id(n)] = "";
       // Said where it lies, and in a later segment.
-      if (n % 7 == 0 && n % 2 == 0) give(id(n), false, std::to_string(n) + std::string(state_size, 's'));
+      if (n % 7 == 0 && n % 2 == 0)
+        give(id(n), false, std::to_string(n) + std::string(state_size, 's'));
       if (n > first + 30 && (n - 30) % 7 == 0) give(id(n - 30), false, "late " + std::to_string(n));
       if (n % 7 != 0) give(id(n), true, "");
     }
@@ -95,7 +99,8 @@ struct CompactionWorld : SpoolWorld {
     return false;
   }
   void check_all(const std::string& what) {
-    for (auto& [at, location] : live) EXPECT_EQ(check(at, location, kBody, home(at)), "intact") << what << " message " << at.low;
+    for (auto& [at, location] : live)
+      EXPECT_EQ(check(at, location, kBody, home(at)), "intact") << what << " message " << at.low;
   }
   // After a start: what is there is what was said.
   void check_recovered(const std::string& what) {
@@ -123,21 +128,27 @@ struct CompactionWorld : SpoolWorld {
 
 TEST(SpoolReclaim, WhatIsSaidWhileItIsMovedCounts) {
   size_t moved = 0;
-  for (uint64_t seed = 1; seed <= 16; ++seed) {
+  for (uint64_t seed = 1; seed <= 24; ++seed) {
     CompactionWorld w(seed, seed % 2 + 1);
     ASSERT_EQ(w.start(), "");
     w.listen();
     w.fill();
     ASSERT_TRUE(w.until_compaction());
+    if (seed > 8) w.world.faults().write_error = 0.3;  // of mail and of what is moved alike
     for (int step = 0; step < 400; ++step) {
       w.world.run_for(static_cast<int64_t>(w.chance.below(40'000)));
       if (w.chance.chance(0.1)) {
         auto it = w.live.begin();
         std::advance(it, static_cast<ptrdiff_t>(w.chance.below(w.live.size())));
-        if (it != w.live.end()) w.give(it->first, w.live.size() > 3 && w.chance.chance(0.2), "step " + std::to_string(step));
+        if (it != w.live.end())
+          w.give(it->first, w.live.size() > 3 && w.chance.chance(0.2),
+                 "step " + std::to_string(step));
       }
-      if (w.chance.chance(0.1)) w.give_value(w.chance.chance(0.5) ? "early" : "gone", w.chance.chance(0.3) ? "" : std::to_string(step));
+      if (w.chance.chance(0.1))
+        w.give_value(w.chance.chance(0.5) ? "early" : "gone",
+                     w.chance.chance(0.3) ? "" : std::to_string(step));
     }
+    w.world.faults().write_error = 0;
     ASSERT_TRUE(w.run([&] { return w.all_answered(); }));
     w.world.run_for(static_cast<int64_t>(w.chance.below(20 * kSecond)));
     std::string what = "seed " + std::to_string(seed);
@@ -157,10 +168,12 @@ TEST(SpoolReclaim, EachCallOfACompactionMayFail) {
     uint64_t calls;
     bool from_then_on;
   };
-  for (const Range& range : {Range{Call::write, 16, false}, Range{Call::write, 4, true}, Range{Call::read, 16, false},
-                             Range{Call::open_file, 8, false}, Range{Call::rename_file, 3, false}, Range{Call::rename_file, 2, true},
-                             Range{Call::remove_file, 3, false}, Range{Call::sync_directory, 4, false}, Range{Call::allocate, 2, true},
-                             Range{Call::sync, 2, false}}) {
+  for (const Range& range :
+       {Range{Call::write, 16, false}, Range{Call::write, 4, true}, Range{Call::read, 16, false},
+        Range{Call::open_file, 8, false}, Range{Call::rename_file, 3, false},
+        Range{Call::rename_file, 2, true}, Range{Call::remove_file, 3, false},
+        Range{Call::sync_directory, 4, false}, Range{Call::allocate, 2, true},
+        Range{Call::sync, 2, false}}) {
     for (uint64_t nth = 1; nth <= range.calls; ++nth) {
       CompactionWorld w(nth);
       ASSERT_EQ(w.start(), "");
@@ -168,7 +181,8 @@ TEST(SpoolReclaim, EachCallOfACompactionMayFail) {
       w.fill();
       ASSERT_TRUE(w.run([&] { return w.all_answered(); }));
       w.world.run_for(kSecond / 2);
-      w.world.set_single_fault(reactor::SingleFault{w.host, range.call, nth, EIO, range.from_then_on});
+      w.world.set_single_fault(
+          reactor::SingleFault{w.host, range.call, nth, EIO, range.from_then_on});
       bool compacting = w.until_compaction();
       for (int step = 0; compacting && step < 100; ++step) {
         w.world.run_for(static_cast<int64_t>(w.chance.below(60'000)));
@@ -179,7 +193,8 @@ TEST(SpoolReclaim, EachCallOfACompactionMayFail) {
       }
       w.world.run_for(3 * kSecond);
       w.world.set_single_fault({});
-      std::string what = std::string(to_string(range.call)) + " " + std::to_string(nth) + (range.from_then_on ? " and later" : "");
+      std::string what = std::string(to_string(range.call)) + " " + std::to_string(nth) +
+                         (range.from_then_on ? " and later" : "");
       ASSERT_TRUE(w.run([&] { return w.all_answered(); })) << what;
       w.world.run_for(5 * kSecond);
       w.check_all(what);
@@ -228,14 +243,16 @@ TEST(SpoolReclaim, AnIndexThatIsDamagedMeanwhileIsMadeUpForByTheBatches) {
   w.restart_and_check(Crash::power, "");
 }
 
-// What cannot be read stays where it is, whole or not, and is not tried over and over; the rest is moved away from it.
+// What cannot be read stays where it is, whole or not, and is not tried over and over; the rest is
+// moved away from it.
 TEST(SpoolReclaim, AMessageThatIsDamagedKeepsItsSegment) {
   CompactionWorld w(1);
   ASSERT_EQ(w.start(), "");
   w.listen();
   w.fill();
   Location bad = w.live.at(id(7));
-  w.disk().flip_bit("/spool/" + segment_name(bad.segment), (bad.offset / kBlock + 1) * kBlock + 100 + kBlock, 1);
+  w.disk().flip_bit("/spool/" + segment_name(bad.segment),
+                    (bad.offset / kBlock + 1) * kBlock + 100 + kBlock, 1);
   ASSERT_NE(w.check(id(7), bad, kBody, 1), "intact");
   w.world.run_for(20 * kSecond);
   EXPECT_EQ(w.live.at(id(7)), bad);
@@ -253,7 +270,8 @@ TEST(SpoolReclaim, AStateThatIsDamagedIsNotMovedAsAnother) {
     const char* what;
     uint64_t at;  // of the note's record
   };
-  for (const Case& one : {Case{"its size is too large", 3}, Case{"its size is too small", 0}, Case{"its state", 70}}) {
+  for (const Case& one : {Case{"its size is too large", 3}, Case{"its size is too small", 0},
+                          Case{"its state", 70}}) {
     for (size_t state_size : {size_t{20}, size_t{9000}}) {
       CompactionWorld w(1);
       ASSERT_EQ(w.start(), "");
@@ -272,11 +290,13 @@ TEST(SpoolReclaim, AStateThatIsDamagedIsNotMovedAsAnother) {
       }
       ASSERT_NE(at, std::string::npos);
       ASSERT_EQ(w.states.at(id(14)), text);
-      w.disk().flip_bit(where, at - kNoteOverhead + (one.at < 70 ? one.at : kNoteOverhead), one.at == 0 ? 6 : 4);
+      w.disk().flip_bit(where, at - kNoteOverhead + (one.at < 70 ? one.at : kNoteOverhead),
+                        one.at == 0 ? 6 : 4);
       w.world.run_for(20 * kSecond);
       EXPECT_GT(w.moved, 2u) << one.what;
       w.check_all(one.what);
-      // The message stays where it is, or its state was taken from the index, which has another copy.
+      // The message stays where it is, or its state was taken from the index, which has another
+      // copy.
       w.stop();
       ASSERT_EQ(w.start(), "") << one.what;
       w.check_recovered(one.what);
@@ -296,7 +316,8 @@ TEST(SpoolReclaim, StatesOfAnySizeAreCarried) {
       w.give(id(n), true, "");
     }
     auto it = w.live.begin();
-    for (int n = 0; n < 4; ++n, ++it) w.give(it->first, false, std::to_string(n) + std::string(size, 't'));
+    for (int n = 0; n < 4; ++n, ++it)
+      w.give(it->first, false, std::to_string(n) + std::string(size, 't'));
     ASSERT_TRUE(w.run([&] { return w.all_answered(); }));
     w.world.run_for(20 * kSecond);
     EXPECT_GT(w.moved, 5u) << size;

@@ -1,5 +1,5 @@
-// What a start makes of a directory: of files that are not the spool's, that cannot be read or changed, that were cut
-// short, copied or written wrong; and what the records in them add up to.
+// What a start makes of a directory: of files that are not the spool's, that cannot be read or
+// changed, that were cut short, copied or written wrong; and what the records in them add up to.
 #include "spool/recovery.h"
 
 #include "crafted.h"
@@ -21,7 +21,8 @@ struct CraftedWorld : SpoolWorld {
   }
   reactor::SimDisk& disk() { return world.disk(host); }
   void put_segment(const Crafted& segment, const std::string& name = "") {
-    put_file(disk(), "/spool/" + (name.empty() ? segment_name(segment.header.generation) : name), segment.bytes());
+    put_file(disk(), "/spool/" + (name.empty() ? segment_name(segment.header.generation) : name),
+             segment.bytes());
   }
   // Free, of this spool: says whose the directory is when no other header can be read.
   void put_free(const std::string& name, uint64_t size = 256 << 10) {
@@ -33,7 +34,8 @@ struct CraftedWorld : SpoolWorld {
   std::string start_with(Call call, uint64_t nth, int error = EIO, bool from_then_on = false) {
     world.set_single_fault(reactor::SingleFault{host, call, nth, error, from_then_on});
     std::string text = start();
-    EXPECT_GT(world.single_faults(), 0u) << to_string(call) << " was not called " << nth << " times";
+    EXPECT_GT(world.single_faults(), 0u)
+        << to_string(call) << " was not called " << nth << " times";
     world.set_single_fault({});
     return text;
   }
@@ -54,13 +56,15 @@ Crafted two_messages(uint32_t generation = 7) {
 TEST(SpoolDirectory, FilesOfOtherNamesAreLeftAlone) {
   CraftedWorld w;
   w.put_segment(two_messages());
-  const char* names[] = {"notes.txt",      "0000000012.txt", "abcdefghij.seg", "12345abcde.seg",
-                         "9999999999.seg", "000000012.seg",  "0000000012.seg.damaged"};
+  const char* names[] = {
+      "notes.txt",      "0000000012.txt", "abcdefghij.seg",        "12345abcde.seg",
+      "9999999999.seg", "000000012.seg",  "0000000012.seg.damaged"};
   for (const char* name : names) put_file(w.disk(), std::string("/spool/") + name, "mine");
   ASSERT_EQ(w.start(), "");
   EXPECT_EQ(w.memory.messages.size(), 2u);
   EXPECT_TRUE(w.summary.remarks.empty());
-  for (const char* name : names) EXPECT_EQ(w.disk().content(std::string("/spool/") + name), "mine") << name;
+  for (const char* name : names)
+    EXPECT_EQ(w.disk().content(std::string("/spool/") + name), "mine") << name;
 }
 
 TEST(SpoolDirectory, APathMayBeRelativeOrDeep) {
@@ -92,12 +96,13 @@ TEST(SpoolDirectory, WhatFailsAtTheStartIsNamedAndLosesNothing) {
     uint64_t nth;
     const char* names;
   };
-  for (const Case& one : {Case{Call::make_directory, 1, "/spool"}, Case{Call::sync_directory, 1, ""},
-                          Case{Call::lock_file, 1, "lock"}, Case{Call::sync_directory, 2, "/spool"},
-                          Case{Call::list_directory, 1, "/spool"}, Case{Call::open_file, 1, ".seg"},
-                          Case{Call::sync, 1, ".seg"}, Case{Call::file_size, 1, ""},
-                          // Of the first file to be prepared.
-                          Case{Call::allocate, 1, ""}, Case{Call::write, 1, ".new"}}) {
+  for (const Case& one :
+       {Case{Call::make_directory, 1, "/spool"}, Case{Call::sync_directory, 1, ""},
+        Case{Call::lock_file, 1, "lock"}, Case{Call::sync_directory, 2, "/spool"},
+        Case{Call::list_directory, 1, "/spool"}, Case{Call::open_file, 1, ".seg"},
+        Case{Call::sync, 1, ".seg"}, Case{Call::file_size, 1, ""},
+        // Of the first file to be prepared.
+        Case{Call::allocate, 1, ""}, Case{Call::write, 1, ".new"}}) {
     CraftedWorld w;
     w.put_segment(two_messages());
     std::string text = w.start_with(one.call, one.nth);
@@ -132,7 +137,8 @@ TEST(SpoolDirectory, FilesTooShortToHoldAnythingAreRemoved) {
   w.put_free("0000000006.new", 128 << 10);  // of a time when segments were smaller
   ASSERT_EQ(w.start(), "");
   EXPECT_TRUE(w.summary.remarks.empty());
-  for (const char* name : {"0000000003.new", "0000000004.new", "0000000005.new", "0000000006.new"}) {
+  for (const char* name :
+       {"0000000003.new", "0000000004.new", "0000000005.new", "0000000006.new"}) {
     EXPECT_FALSE(w.disk().exists(std::string("/spool/") + name)) << name;
   }
 }
@@ -150,7 +156,8 @@ TEST(SpoolDirectory, AFileThatCannotBeRemovedOrRenamedEndsTheStart) {
       later.add({bodyless(3, 3)});
       w.put_segment(later);
     }
-    if (which == 3) put_file(w.disk(), "/spool/0000000003.seg", std::string(256 << 10, 'x'));  // damaged
+    if (which == 3)
+      put_file(w.disk(), "/spool/0000000003.seg", std::string(256 << 10, 'x'));  // damaged
     if (which == 4) w.put_segment(two_messages(), "0000000001.new");
     if (which >= 3) call = Call::rename_file, says = "renam";
     std::string text = w.start_with(call, 1);
@@ -199,7 +206,10 @@ TEST(SpoolDirectory, AsManySegmentsOfOneSpoolAsOfAnotherEndTheStart) {
     w.put_segment(segment);
   }
   std::string text = w.start();
-  EXPECT_NE(text.find("as many segments of one spool (0000000007.seg) as of another (0000000009.seg)"), std::string::npos) << text;
+  EXPECT_NE(
+      text.find("as many segments of one spool (0000000007.seg) as of another (0000000009.seg)"),
+      std::string::npos)
+      << text;
 }
 
 TEST(SpoolRecovery, ASegmentOfAStreamThatIsUnknownEndsTheStart) {
@@ -218,7 +228,9 @@ TEST(SpoolRecovery, ACopyOfASegmentEndsTheStart) {
     copy.header.stream = stream;
     w.put_segment(copy, "0000000002.new");
     std::string text = w.start();
-    EXPECT_NE(text.find("holds the segment of 0000000007.seg, which is there, too"), std::string::npos) << text;
+    EXPECT_NE(text.find("holds the segment of 0000000007.seg, which is there, too"),
+              std::string::npos)
+        << text;
   }
 }
 
@@ -241,7 +253,8 @@ TEST(SpoolRecovery, WhatWasGivenUpHoldsNothing) {
   EXPECT_FALSE(w.disk().exists("/spool/0000000006.seg"));
 }
 
-// Its header is lost, so what it says of the one before it is not known: nothing is taken for given up.
+// Its header is lost, so what it says of the one before it is not known: nothing is taken for given
+// up.
 TEST(SpoolRecovery, ASegmentThatLostItsHeaderTakesNothingWithIt) {
   CraftedWorld w;
   w.put_segment(two_messages(5));
@@ -259,8 +272,10 @@ TEST(SpoolRecovery, WhatIsSalvagedGoesBackToItsStream) {
     std::string record;
     const char* what;
   };
-  for (const Case& one : {Case{bodyless(9, 1, "moved", RecordFlags::moved), "a moved message"},
-                          Case{note_record(9, 1, RecordKind::tombstone, "", "", {5, kBlock + 64, 72}), "a tombstone"}}) {
+  for (const Case& one :
+       {Case{bodyless(9, 1, "moved", RecordFlags::moved), "a moved message"},
+        Case{note_record(9, 1, RecordKind::tombstone, "", "", {5, kBlock + 64, 72}),
+             "a tombstone"}}) {
     CraftedWorld w;
     w.put_segment(two_messages(5));
     Crafted kept(7, StreamNumber::kept);
@@ -289,9 +304,12 @@ TEST(SpoolRecovery, WithoutHeaderAndBatchAFileIsSetAside) {
   };
   for (const Case& one : {
            Case{"only a header's block", [](Crafted& s) { s.image.resize(kBlock); }},
-           Case{"no batch", [](Crafted& s) { s.change(kBlock, [](BatchHeader& h) { h.magic = 0; }); }},
-           Case{"another spool's", [](Crafted& s) { s.change(kBlock, [](BatchHeader& h) { ++h.uuid_part; }); }},
-           Case{"copied from elsewhere", [](Crafted& s) { s.change(kBlock, [](BatchHeader& h) { h.offset = 8192; }); }},
+           Case{"no batch",
+                [](Crafted& s) { s.change(kBlock, [](BatchHeader& h) { h.magic = 0; }); }},
+           Case{"another spool's",
+                [](Crafted& s) { s.change(kBlock, [](BatchHeader& h) { ++h.uuid_part; }); }},
+           Case{"copied from elsewhere",
+                [](Crafted& s) { s.change(kBlock, [](BatchHeader& h) { h.offset = 8192; }); }},
            Case{"a damaged batch", [](Crafted& s) { s.image[kBlock + sizeof(BatchHeader)] ^= 1; }},
            Case{"a batch of nothing", [](Crafted& s) { s.image.resize(kBlock), s.add({}); }},
        }) {
@@ -302,7 +320,8 @@ TEST(SpoolRecovery, WithoutHeaderAndBatchAFileIsSetAside) {
     segment.header.magic[0] = 'x';
     w.put_segment(segment);
     ASSERT_EQ(w.start(), "") << one.what;
-    EXPECT_TRUE(w.remarked("0000000007.seg: damaged header and no readable batch; set aside")) << one.what;
+    EXPECT_TRUE(w.remarked("0000000007.seg: damaged header and no readable batch; set aside"))
+        << one.what;
     EXPECT_EQ(w.disk().content(std::string(kSeven) + ".damaged"), segment.bytes()) << one.what;
     EXPECT_EQ(w.summary.records_damaged, 1u) << one.what;
     EXPECT_FALSE(w.disk().exists(kSeven)) << one.what;
@@ -332,10 +351,12 @@ TEST(SpoolRecovery, ASegmentThatCannotBeReadIsSetAsideAndTheRestGoesOn) {
   for (auto stream : {StreamNumber::mail, StreamNumber::kept}) {
     CraftedWorld w;
     Crafted bad(7, stream);
-    bad.add({bodyless(1, 1, "", stream == StreamNumber::kept ? uint16_t{RecordFlags::moved} : uint16_t{0})});
+    bad.add({bodyless(1, 1, "",
+                      stream == StreamNumber::kept ? uint16_t{RecordFlags::moved} : uint16_t{0})});
     w.put_segment(bad);
     Crafted good(8, stream, 7, static_cast<uint32_t>(bad.image.size()));
-    good.add({bodyless(2, 2, "", stream == StreamNumber::kept ? uint16_t{RecordFlags::moved} : uint16_t{0})});
+    good.add({bodyless(2, 2, "",
+                       stream == StreamNumber::kept ? uint16_t{RecordFlags::moved} : uint16_t{0})});
     w.put_segment(good);
     // Both ends of both files, then the newest, then this one: of the kept ones each is read twice.
     ASSERT_EQ(w.start_with(Call::read, 6), "");
@@ -376,14 +397,16 @@ TEST(SpoolRecovery, ARecordThatMustNotBeSkippedEndsTheStart) {
   }
 }
 
-// Lengths that do not add up under checksums that are good: written wrong. Such a record says nothing, the rest does.
+// Lengths that do not add up under checksums that are good: written wrong. Such a record says
+// nothing, the rest does.
 TEST(SpoolRecovery, RecordsWrittenWrongAreSkipped) {
   CraftedWorld w;
   Crafted segment(7);
   MessageFixed message{};
   message.id_low = 9;
   message.extents = 1000;
-  segment.add({record_of(RecordKind::message, message, "", 0, 1), record_of(RecordKind::note, NoteFixed{1, 1, 7, 0, 0, 999}, "", 0, 2),
+  segment.add({record_of(RecordKind::message, message, "", 0, 1),
+               record_of(RecordKind::note, NoteFixed{1, 1, 7, 0, 0, 999}, "", 0, 2),
                record_of(RecordKind::state, StateFixed{999, 0}, "", 0, 3), bodyless(4, 4)});
   uint32_t end = segment.add({state_record(5, "key", "value")});
   segment.add({state_record(6, "key", "later")});
@@ -394,7 +417,8 @@ TEST(SpoolRecovery, RecordsWrittenWrongAreSkipped) {
   ASSERT_EQ(w.start(), "");
   EXPECT_EQ(w.memory.messages.size(), 1u);
   EXPECT_TRUE(w.memory.messages.contains(id(4)));
-  EXPECT_EQ(w.memory.state, (std::map<std::string, std::string>{{"key", "value"}, {"other", "value"}}));
+  EXPECT_EQ(w.memory.state,
+            (std::map<std::string, std::string>{{"key", "value"}, {"other", "value"}}));
 }
 
 TEST(SpoolRecovery, AFinalNoteIsFinalWhateverElseIsSaid) {
@@ -415,11 +439,13 @@ TEST(SpoolRecovery, TheLatestOfNotesCopiesAndValuesCountsInWhateverOrderTheyAreR
   CraftedWorld w;
   Crafted mail(7);
   // Sequences as they are when compaction wrote beside the stream of mail.
-  mail.add({bodyless(1, 1, "as it came"), note_record(6, 1, RecordKind::note, "second"), note_record(4, 1, RecordKind::note, "first"),
-            state_record(8, "key", "new"), state_record(7, "key", "old"), state_record(9, "gone", ""), bodyless(2, 2)});
+  mail.add({bodyless(1, 1, "as it came"), note_record(6, 1, RecordKind::note, "second"),
+            note_record(4, 1, RecordKind::note, "first"), state_record(8, "key", "new"),
+            state_record(7, "key", "old"), state_record(9, "gone", ""), bodyless(2, 2)});
   w.put_segment(mail);
   Crafted kept(8, StreamNumber::kept);
-  kept.add({bodyless(13, 2, "latest", RecordFlags::moved), bodyless(12, 2, "older", RecordFlags::moved)});
+  kept.add({bodyless(13, 2, "latest", RecordFlags::moved),
+            bodyless(12, 2, "older", RecordFlags::moved)});
   w.put_segment(kept);
   ASSERT_EQ(w.start(), "");
   ASSERT_EQ(w.memory.messages.size(), 2u);
@@ -462,7 +488,8 @@ TEST(SpoolRecovery, EventsOfASealedSegmentAreReplayedUnlessTheyWereEmitted) {
   for (uint64_t emitted : {uint64_t{0}, uint64_t{1}, uint64_t{2}}) {
     CraftedWorld w;
     Crafted segment(7);
-    segment.add({note_record(1, 1, RecordKind::note, "", "first"), note_record(2, 1, RecordKind::tombstone, "", "second")});
+    segment.add({note_record(1, 1, RecordKind::note, "", "first"),
+                 note_record(2, 1, RecordKind::tombstone, "", "second")});
     segment.change(kBlock, [&](BatchHeader& head) { head.emitted = emitted; });
     segment.seal(2, 2);
     w.put_segment(segment);
