@@ -9,7 +9,9 @@ namespace {
 
 constexpr int64_t kStepNs = 15 * Adaptive::kSecondNs;        // of the return to what was accepted
 constexpr int64_t kConnectionStepNs = 5 * Adaptive::kSecondNs;
-constexpr int64_t kLongestDwellNs = 20 * Adaptive::kMinuteNs;
+constexpr int64_t kLeastDwellNs = 5 * Adaptive::kMinuteNs, kLongestDwellNs = 10 * Adaptive::kMinuteNs;
+// What had been permitted before a cut may begin so much after it, and shards hear of it by letter.
+constexpr int64_t kUnderWayNs = 50'000'000;
 constexpr int64_t kForgetNs = 24 * Adaptive::kHourNs;        // what has not bound meanwhile
 constexpr double kCutConnections = 0.8;
 constexpr double kCutRate = 0.5, kReturnStep = 0.15, kReturnTo = 0.95;
@@ -18,7 +20,7 @@ constexpr unsigned kStepsAlike = 3;                          // then the growth 
 constexpr uint64_t kAcceptedForOneRefused = 100;
 constexpr double kLeastRate = 1, kTrialRate = 6, kUnknownRate = 60, kMostRate = 1e6;
 // Of what is put at risk: so many times what it cost.
-constexpr int64_t kRiskAgainAfter = 10;
+constexpr int64_t kRiskAgainAfter = 40;
 constexpr size_t kReplyKept = 200;
 
 std::string kept(std::string_view reply) { return std::string(reply.substr(0, kReplyKept)); }
@@ -44,7 +46,7 @@ void Adaptive::enter(State state, int64_t now) {
 bool Adaptive::refuse(int64_t now, const Refusal& refusal) {
   ASSERT(refusal.what != dsn::Throttle::none);
   ++refused_;
-  const bool of_episode = refusal.begun < cut_at_ || (state_ != State::open && refusal.begun < stopped_until_);
+  const bool of_episode = refusal.begun < cut_at_ + kUnderWayNs || (state_ != State::open && refusal.begun < stopped_until_);
   if (of_episode) {
     // It had been counted among those that were let in.
     if (state_ == State::open && cut_were_connections_ && refusal.what == dsn::Throttle::concurrency && let_in_ > 1) {
@@ -57,12 +59,8 @@ bool Adaptive::refuse(int64_t now, const Refusal& refusal) {
   switch (refusal.what) {
     case dsn::Throttle::none: UNREACHABLE();
     case dsn::Throttle::concurrency:
-      if (state_ != State::open || refusal.open <= 1 || refusal.rest_ms > 0) {
-        if (refusal.open > 1 && state_ == State::open) cut_connections(now, refusal);
-        pause(now, refusal);
-      } else {
-        cut_connections(now, refusal);
-      }
+      if (state_ == State::open) cut_connections(now, refusal);
+      if (state_ != State::open || refusal.open <= 1 || refusal.rest_ms > 0) pause(now, refusal);
       break;
     case dsn::Throttle::volume: {
       const bool nothing_goes = state_ != State::open || (rate_ > 0 && !accepted_since_cut_);
@@ -79,9 +77,18 @@ bool Adaptive::refuse(int64_t now, const Refusal& refusal) {
       ++rests_;
       last_rest_ns_ = rest;
       if (state_ == State::open) {
+        // What was accepted before any rate was kept to was perhaps a burst: it says little.
+        risky_ = rate_ > 0;
+        const double before = rate_;
         cut_rate(now, refusal);
-        if (ceiling_ >= kLeastRate) not_beyond_until_ = now + (1 + kRiskAgainAfter) * rest;
+        if (before <= proven_) proven_ = 0;
+        if (proven_ > 0) {
+          ceiling_ = std::min(ceiling_, proven_ / kReturnTo);
+          rate_ = std::clamp(kReturnTo * ceiling_, kLeastRate, rate_);
+        }
       }
+      carefully_ = true;
+      if (risky_) not_beyond_until_ = std::max(not_beyond_until_, now + (1 + kRiskAgainAfter) * rest);
       stop(now, rest, refusal.reply);
       break;
     }
@@ -122,8 +129,9 @@ void Adaptive::cut_rate(int64_t now, const Refusal& refusal) {
   last_cut_ = fmt::format("{:.0f} messages a minute, half of what was accepted", rate_);
 }
 
-void Adaptive::accepted_elsewhere(uint32_t messages) {
+void Adaptive::accepted_elsewhere(int64_t now, uint32_t messages) {
   if (rate_ == 0 || messages == 0) return;
+  minute_.add(now, messages);
   ceiling_ += messages;
   rate_ = std::max(kLeastRate, kCutRate * ceiling_);
   last_cut_ = fmt::format("{:.0f} messages a minute, half of what was accepted", rate_);
@@ -211,7 +219,7 @@ bool Adaptive::grow_rate(int64_t now, bool binds) {
   }
   const double to = kReturnTo * ceiling_;
   if (rate_ < to) {
-    if (now < not_beyond_until_) {
+    if (carefully_) {
       rate_ = std::min(to, rate_ * (1 + kGrowth));
       why_rate_.grows_at = now + kMinuteNs;
     } else {
@@ -226,15 +234,33 @@ bool Adaptive::grow_rate(int64_t now, bool binds) {
   }
   // A probe may cost one refusal in so many messages.
   const uint64_t enough = refused_ * kAcceptedForOneRefused;
-  if (accepted_ < enough && now < rate_cut_at_ + kLongestDwellNs) {
-    const auto more = static_cast<double>(enough - accepted_) / rate_ * static_cast<double>(kMinuteNs);
-    why_rate_.grows_at = std::min(rate_cut_at_ + kLongestDwellNs, now + kSecondNs + static_cast<int64_t>(std::min(more, 1e15)));
+  int64_t due = rate_cut_at_ + kLeastDwellNs;
+  if (accepted_ < enough) {
+    const double more = static_cast<double>(enough - accepted_) / rate_ * static_cast<double>(kMinuteNs);
+    due = std::clamp(now + kSecondNs + static_cast<int64_t>(std::min(more, 1e15)), due, rate_cut_at_ + kLongestDwellNs);
+  }
+  if (now < due) {
+    why_rate_.grows_at = due;
     return false;
   }
-  rate_ *= 1 + std::min(kMostGrowth, kGrowth * static_cast<double>(1u << std::min(steps_beyond_ / kStepsAlike, 8u)));
+  if (steps_beyond_ == 0 && risky_) proven_ = rate_;
+  const double faster = carefully_ ? 1 : static_cast<double>(1u << std::min(steps_beyond_ / kStepsAlike, 8u));
+  rate_ *= 1 + std::min(kMostGrowth, kGrowth * faster);
   ++steps_beyond_;
   why_rate_.grows_at = now + kMinuteNs;
   if (rate_ > kMostRate) rate_ = 0;
+  return true;
+}
+
+bool Adaptive::try_now(int64_t now) {
+  if (not_beyond_until_ > now) {
+    not_beyond_until_ = now;
+    why_rate_.grows_at = std::min(why_rate_.grows_at, now + kSecondNs);
+  }
+  if (state_ != State::stopped) return false;
+  stopped_until_ = now;
+  why_stopped_.grows_at = now;
+  enter(State::trial, now);
   return true;
 }
 

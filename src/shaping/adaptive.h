@@ -90,7 +90,7 @@ class Adaptive {
   // A message that had been begun at `begun` was accepted. True: limits() has changed.
   bool accept(int64_t now, int64_t begun);
   // Of the last minute before the rate was learned, told by somebody else.
-  void accepted_elsewhere(uint32_t messages);
+  void accepted_elsewhere(int64_t now, uint32_t messages);
 
   // When tick() is due.
   int64_t next_at() const;
@@ -98,6 +98,9 @@ class Adaptive {
   // does not bind says nothing about what the receiver takes. `most`: connections are configured, 0: any number. True:
   // limits() has changed.
   bool tick(int64_t now, bool connections_bind, bool rate_binds, uint32_t most);
+
+  // An operator wants it tried now. True: limits() has changed.
+  bool try_now(int64_t now);
 
   Limits limits() const;
   State state() const { return state_; }
@@ -141,7 +144,11 @@ class Adaptive {
   uint32_t refused_ = 0;           // in this episode
   uint64_t accepted_ = 0;          // since the last cut of the rate
   unsigned steps_beyond_ = 0;      // how often the rate has grown beyond the ceiling
-  int64_t not_beyond_until_ = INT64_MIN;  // a reputation is not put at risk again before
+  // A reputation has been lost: from then on the rate grows by the least step only, and, once it is known which rate
+  // that was, not beyond what is left of it before the time; then back to the rate that had been kept meanwhile.
+  bool carefully_ = false, risky_ = false;
+  int64_t not_beyond_until_ = INT64_MIN;
+  double proven_ = 0;
   Minute minute_;
 
   int64_t stopped_until_ = INT64_MIN;

@@ -80,6 +80,7 @@ TEST_F(AdaptiveTest, ConnectionsReturnSoonAndProbeBeyondAfterTenMinutes) {
 
 TEST_F(AdaptiveTest, ALimitThatDoesNotBindDoesNotGrow) {
   refuse(Throttle::concurrency, 21);
+  now_ += kSecond;
   refuse(Throttle::volume, 1, 600);
   run(2 * kHour, false);
   EXPECT_EQ(connections(), 16u);
@@ -103,15 +104,15 @@ TEST_F(AdaptiveTest, ATooFastReplyHalvesWhatWasAcceptedAndReturnsSoon) {
 TEST_F(AdaptiveTest, TheRateGoesBeyondOnceItsRefusalsAreOneInAHundred) {
   refuse(Throttle::volume, 1, 600);
   for (int i = 0; i < 29; ++i) refuse(Throttle::volume, 1, 0, 0, now_ - 1);
-  run(4 * kMinute);
-  EXPECT_NEAR(rate(), 570, 1);  // 30 were refused, some 2,000 accepted
-  run(3 * kMinute);
+  run(5 * kMinute);
+  EXPECT_NEAR(rate(), 570, 1);  // 30 were refused, some 2,600 accepted
+  run(2 * kMinute);
   EXPECT_GT(rate(), 590);
 }
 
 TEST_F(AdaptiveTest, OtherShardsAcceptancesCountForTheFirstCut) {
   refuse(Throttle::volume, 1, 200);
-  state_.accepted_elsewhere(400);
+  state_.accepted_elsewhere(now_, 400);
   EXPECT_EQ(rate(), 300);
 }
 
@@ -168,14 +169,35 @@ TEST_F(AdaptiveTest, OnlyTheTrialMessagesAcceptanceReopens) {
   EXPECT_EQ(rate(), 50);
 }
 
-TEST_F(AdaptiveTest, ARateThatCostTheReputationIsNotTriedAgainForTenTimesTheRest) {
-  refuse(Throttle::reputation, 1, 100);
+TEST_F(AdaptiveTest, ARateThatCostTheReputationIsNotTriedAgainForFortyTimesTheRest) {
+  refuse(Throttle::volume, 1, 200);
+  run(3 * kMinute);
+  refuse(Throttle::reputation);
   run(16 * kMinute);
   state_.accept(now_, now_);
   run(2 * kHour);
-  EXPECT_NEAR(rate(), 95, 0.1);
-  run(35 * kMinute);
-  EXPECT_GT(rate(), 99);
+  const double kept = rate();
+  EXPECT_NEAR(kept, 0.95 * 190, 20);
+  run(7 * kHour);
+  EXPECT_EQ(rate(), kept);
+  run(90 * kMinute);
+  EXPECT_GT(rate(), kept);
+  // It was too much again: back to what was good for so long.
+  refuse(Throttle::reputation);
+  run(16 * kMinute);
+  state_.accept(now_, now_);
+  run(3 * kHour);
+  EXPECT_NEAR(rate(), kept, 0.1);
+}
+
+TEST_F(AdaptiveTest, AfterALostReputationTheRateGrowsByTheLeastStepOnly) {
+  refuse(Throttle::reputation, 1, 3);  // a burst, before any rate was kept to
+  run(16 * kMinute);
+  state_.accept(now_, now_);
+  run(kHour);
+  const double before = rate();
+  run(kMinute);
+  EXPECT_NEAR(rate() / before, 1.05, 0.001);
 }
 
 TEST_F(AdaptiveTest, WhatHasNotBoundForADayIsForgotten) {
