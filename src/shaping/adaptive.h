@@ -1,5 +1,5 @@
 // What a receiver takes from a source today, learned from its refusals: how many connections, and how many messages a
-// minute. One for each (provider, source) that has ever told us to slow down; docs/shaping.md has it as pseudo-code.
+// minute. One for each (provider, source) that has ever told us to slow down. Nothing uses it yet: the arbiter is to own it.
 //
 // Two actuators; the class of the refusal chooses (dsn/classify.h):
 //   concurrency  connections times 0.8; the number that was let in is remembered, 0.9 of it is soon tried again, and
