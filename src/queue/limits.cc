@@ -136,13 +136,10 @@ void Scheduler::find_limits(Attempt& borrowed, Site& site) {
   subject.site = site.key;
   shaping::find_scopes(*rules_, subject, shaping::Purpose::attempt, backed_off(subject), scratch_scopes_);
   if (scratch_scopes_.empty()) return;
-  if (requests_free_.empty()) {
-    requests_free_.push_back(requests_.emplace_back(std::make_unique<Permit>()).get());
-    requests_.back()->scheduler = this;
-    requests_.back()->purpose = shaping::Purpose::attempt;
-  }
-  Permit& request = *requests_free_.back();
-  requests_free_.pop_back();
+  Permit& request = requests_.take([this](Permit& made) {
+    made.scheduler = this;
+    made.purpose = shaping::Purpose::attempt;
+  });
   request.attempt = &borrowed;
   request.site = &site;
   request.subject = subject;
@@ -216,7 +213,7 @@ bool Scheduler::borrowed_permitted(Attempt& borrowed, std::vector<const SubQueue
 
 void Scheduler::free_request(Permit& request) {
   request.attempt = nullptr;
-  requests_free_.push_back(&request);
+  requests_.give_back(request);
 }
 
 // The borrowed attempt goes home without having been taken by a lane.

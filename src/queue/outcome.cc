@@ -60,32 +60,27 @@ int64_t Scheduler::longest_wait_ms() const {
 }
 
 Scheduler::Outcome& Scheduler::make_outcome(Item& item) {
-  Outcome* outcome;
-  if (outcomes_free_.empty()) {
-    outcome = new Outcome;
-    outcome->scheduler = this;
-    outcome->owner = outcome;
-    outcome->done = &Scheduler::on_recorded;
-    outcome->report.owner = outcome;
-    outcome->report.done = &Scheduler::on_reported;
-  } else {
-    outcome = outcomes_free_.back().release();
-    outcomes_free_.pop_back();
-  }
-  outcome->id = item.id;
-  outcome->message = item.location;
-  outcome->item = &item;
-  outcome->delivered = outcome->deferred = outcome->bounced = outcome->expired = outcome->removed = 0;
-  outcome->item_ends = false;
-  outcome->final = false;
-  outcome->due = 0;
-  outcome->state.clear();
-  outcome->event.clear();
-  outcome->report.lines.clear();
-  outcome->report.message = item.message.get();
-  outcome->report.sent = false;
+  Outcome& outcome = outcomes_.take([this](Outcome& made) {
+    made.scheduler = this;
+    made.owner = &made;
+    made.done = &Scheduler::on_recorded;
+    made.report.owner = &made;
+    made.report.done = &Scheduler::on_reported;
+  });
+  outcome.id = item.id;
+  outcome.message = item.location;
+  outcome.item = &item;
+  outcome.delivered = outcome.deferred = outcome.bounced = outcome.expired = outcome.removed = 0;
+  outcome.item_ends = false;
+  outcome.final = false;
+  outcome.due = 0;
+  outcome.state.clear();
+  outcome.event.clear();
+  outcome.report.lines.clear();
+  outcome.report.message = item.message.get();
+  outcome.report.sent = false;
   ++outcomes_open_;
-  return *outcome;
+  return outcome;
 }
 
 events::Event Scheduler::make_event(Item& item, events::Type type, uint32_t recipient, const Message& message) {
@@ -408,7 +403,7 @@ void Scheduler::recorded(Outcome& outcome) {
   bool ends = outcome.item_ends;
   int64_t due = outcome.due;
   --outcomes_open_;
-  outcomes_free_.emplace_back(&outcome);
+  outcomes_.give_back(outcome);
   if (ends) {
     destroy(item);
     release_waiters(1);

@@ -104,7 +104,9 @@ Scheduler::~Scheduler() {
   }
   while (slot_waiters_.pop_front()) {
   }
-  while (lent_.pop_front()) {
+  for (auto& attempt : attempts_) {  // what is out
+    attempt->link.unlink();
+    attempt->home_link.unlink();
   }
   loads_freed_.cancel();
   while (load_waiters_.pop_front()) {
@@ -839,26 +841,21 @@ void Scheduler::load(Item& item) {
   enter(item, State::loading);
   underway_ = true;
   ++stats_.reads;
-  std::unique_ptr<Loading> loading;
-  if (loadings_free_.empty()) {
-    loading = std::make_unique<Loading>();
-    loading->scheduler = this;
-    loading->owner = loading.get();
-    loading->done = [](void* self, spool::Read&) {
+  Loading& loading = loadings_.take([this](Loading& made) {
+    made.scheduler = this;
+    made.owner = &made;
+    made.done = [](void* self, spool::Read&) {
       auto* it = static_cast<Loading*>(self);
       Scheduler* scheduler = it->scheduler;
       scheduler->on_loaded(*it);
       if (scheduler->stopping_) scheduler->report_stopped();
     };
-  } else {
-    loading = std::move(loadings_free_.back());
-    loadings_free_.pop_back();
-  }
-  loading->item = &item;
-  loading->begun_at = now();
-  loading->message = item.location;
-  loading->id = item.id;
-  spool_->read(*loading.release());
+  });
+  loading.item = &item;
+  loading.begun_at = now();
+  loading.message = item.location;
+  loading.id = item.id;
+  spool_->read(loading);
 }
 
 void Scheduler::on_loaded(Loading& loading) {
@@ -885,7 +882,7 @@ void Scheduler::on_loaded(Loading& loading) {
   loading.pieces.clear();
   loading.buffers.clear();
   loading.status = success();
-  loadings_free_.emplace_back(&loading);
+  loadings_.give_back(loading);
   Destination& destination = *item.queue->destination;
   if (!status.ok()) {
     if (moved) return load_again(item);
@@ -1120,13 +1117,7 @@ void Scheduler::on_returned(reactor::Letter& letter) {
 }
 
 Attempt* Scheduler::make_attempt(Item& item, const Site& site) {
-  Attempt* attempt;
-  if (attempts_free_.empty()) {
-    attempt = new Attempt;
-  } else {
-    attempt = attempts_free_.back().release();
-    attempts_free_.pop_back();
-  }
+  Attempt* attempt = &attempts_.take([](Attempt&) {});
   enter(item, State::in_flight);
   Message& message = *item.message;
   message.resident_link.unlink();
@@ -1166,7 +1157,7 @@ Attempt* Scheduler::make_attempt(Item& item, const Site& site) {
 void Scheduler::release_attempt(Attempt& attempt) {
   attempt.message = nullptr;
   attempt.item = nullptr;
-  attempts_free_.emplace_back(&attempt);
+  attempts_.give_back(attempt);
 }
 
 void Scheduler::waiting_domains(const Lane& lane, size_t most, std::vector<std::string_view>& domains) {

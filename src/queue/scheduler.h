@@ -24,6 +24,7 @@
 #include "queue/intake.h"
 #include "queue/item.h"
 #include "queue/pending_end.h"
+#include "queue/pool.h"
 #include "queue/reporter.h"
 #include "queue/state.h"
 #include "reactor/io.h"
@@ -389,8 +390,7 @@ class Scheduler final : public Dispatcher, public Intake {
   std::vector<const SubQueue*> scratch_queues_;
   IntrusiveList<Attempt, &Attempt::home_link> lent_;
   bool underway_ = false;  // this take() has begun what an attempt waits for: a permit asked for, a message read back
-  std::vector<std::unique_ptr<Permit>> requests_;  // of borrowed attempts
-  std::vector<Permit*> requests_free_;
+  Pool<Permit> requests_;  // of borrowed attempts
   std::unordered_set<std::string> backed_off_;  // names of pairs
   std::map<std::pair<std::string, unsigned>, shaping::Hold, std::less<>> pair_holds_;
 
@@ -411,10 +411,10 @@ class Scheduler final : public Dispatcher, public Intake {
   reactor::Deferred loads_freed_;
   reactor::Timer waiter_timer_, note_timer_, sweep_timer_, gate_timer_;
   reactor::Timer removal_timer_;
-  std::vector<std::unique_ptr<Outcome>> outcomes_free_;
-  std::vector<std::unique_ptr<Loading>> loadings_free_;
+  Pool<Outcome> outcomes_;
+  Pool<Loading> loadings_;
   std::vector<Outcome*> outcomes_failed_;
-  std::vector<std::unique_ptr<Attempt>> attempts_free_;
+  Pool<Attempt> attempts_;
   std::vector<PauseRule> pauses_;
   std::deque<Removal> removals_;
   size_t sweep_slot_ = 0;
