@@ -664,7 +664,8 @@ uint32_t Scheduler::total_share() const { return share_of(config().total_connect
 
 double Scheduler::first_window(const Site& site, const LaneGroup& group) const {
   uint32_t limit = connection_limit(group);
-  return site.explicit_hop ? limit : std::min<double>(config().initial_connections, limit);
+  // It may be none, of a shard without a share: the ramp is there when a reload gives it one.
+  return std::max(1.0, site.explicit_hop ? limit : std::min<double>(config().initial_connections, limit));
 }
 
 // --connect-rate in whole connections a shard: fractions would let each begin one more than its part.

@@ -116,7 +116,15 @@ class StsTest : public ConnectionTest {
     zones_.add_address("mta-sts.dest.example", "198.51.100.80");
     renew();
   }
-  ~StsTest() override { io_->on_wake = nullptr; }
+  ~StsTest() override {
+    // A fetch that is still out comes home before the fetcher and the mailbox end.
+    while (!fetcher_.jobs.empty()) {
+      StsFetch::give_back(std::move(fetcher_.jobs.front()));
+      fetcher_.jobs.pop_front();
+    }
+    mailbox_.drain();
+    io_->on_wake = nullptr;
+  }
   void renew() {
     restart();
     agent_->sts_policies().set_fetcher(&fetcher_, &mailbox_);
