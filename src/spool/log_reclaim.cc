@@ -188,7 +188,7 @@ reactor::Task<bool> Log::reclaim(uint32_t generation) {
   // ---- notes and keys; then the notes of messages that recovery found elsewhere than they say, because the copy that
   // they name is damaged
   std::unordered_map<uint32_t, Location> strays;
-  bool any_written = false;
+  bool any_done = false;
   for (size_t i = 0, round = 0; !stopping_ && !at->stuck;) {
     if (i == image.records.size()) {
       if (round++ > 0 || at->notes_needed == 0) break;
@@ -229,6 +229,7 @@ reactor::Task<bool> Log::reclaim(uint32_t generation) {
           if (!needed) {
             --at->keys_needed;
             keys_.erase(found);
+            any_done = true;
             continue;
           }
         }
@@ -246,7 +247,7 @@ reactor::Task<bool> Log::reclaim(uint32_t generation) {
     commit_kept();
     co_await StepWait{*this};
     bool written = std::any_of(step.begin(), step.end(), [](const auto& item) { return item->written; });
-    any_written |= written;
+    any_done |= written;
     step.clear();
     step_bytes = 0;
     if (!written && (state_ != LogState::writable || io_.now() < reclaim_rests_until_ns_)) break;
@@ -317,7 +318,7 @@ reactor::Task<bool> Log::reclaim(uint32_t generation) {
       }
       commit_kept();
       co_await StepWait{*this};
-      any_written |= std::any_of(step.begin(), step.end(), [](const auto& item) { return item->written; });
+      any_done |= std::any_of(step.begin(), step.end(), [](const auto& item) { return item->written; });
       step.clear();
       step_bytes = 0;
       if (state_ != LogState::writable || io_.now() < reclaim_rests_until_ns_) break;
@@ -325,7 +326,7 @@ reactor::Task<bool> Log::reclaim(uint32_t generation) {
     }
   }
   // Nothing could be moved: what was in the way may have gone by then.
-  if (!any_written) reclaim_rests_until_ns_ = std::max(reclaim_rests_until_ns_, io_.now() + kSecond);
+  if (!any_done && !at->stuck) reclaim_rests_until_ns_ = std::max(reclaim_rests_until_ns_, io_.now() + kSecond);
   reclaiming_ = 0;
   release_due_ = true;
   io_.defer(commit_);

@@ -300,6 +300,7 @@ TEST(SpoolReclaim, AStateThatIsDamagedIsNotMovedAsAnother) {
       w.stop();
       ASSERT_EQ(w.start(), "") << one.what;
       w.check_recovered(one.what);
+      w.world.run_for(kSecond);  // letters that are under way come home
     }
   }
 }
