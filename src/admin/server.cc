@@ -252,10 +252,10 @@ void Server::handle(uint64_t session, Request request) {
       return;
     }
     nlohmann::json result{{"rows", nlohmann::json::array()}};
-    for (const Control::TlsReportRow& row : control_.tls_reports()) {
-      if (result["rows"].size() == kMostReportRows) break;
-      result["rows"].push_back(to_json(row));
-    }
+    const std::vector<Control::TlsReportRow> rows = control_.tls_reports();
+    const size_t shown = std::min(rows.size(), kMostReportRows);
+    for (size_t i = 0; i < shown; ++i) result["rows"].push_back(to_json(rows[i]));
+    if (shown < rows.size()) result["truncated"] = rows.size() - shown;
     reply(std::move(result));
   } else if (auto* command = std::get_if<CommandRequest>(&request)) {
     if (!command->dry_run) {

@@ -159,7 +159,7 @@ std::string show_forgotten(const json& result) {
 std::string show_tls_reports(const json& result, const ViewOptions& options) {
   auto rows = result.find("rows");
   if (rows == result.end() || !rows->is_array()) {
-    return fmt::format("{} reports are due now; the log and 'millracectl status' tell what becomes of them\n", number_of(result, "reports"));
+    return fmt::format("{} domains are asked whether they want a report; the log and 'millracectl status' tell what becomes of them\n", number_of(result, "reports"));
   }
   if (rows->empty()) return "nothing has been counted\n";
   std::string out;
@@ -170,6 +170,7 @@ std::string show_tls_reports(const json& result, const ViewOptions& options) {
                        text_of(row, "due").empty() ? "being counted" : "due in " + until(row, "due", options.now_ms),
                        why.empty() ? "" : ": ", why);
   }
+  if (const uint64_t truncated = number_of(result, "truncated"); truncated > 0) out += fmt::format("and {} more\n", truncated);
   return out;
 }
 

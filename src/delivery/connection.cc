@@ -87,6 +87,7 @@ void Connection::retire() {
 
 void Connection::abort() {
   retired_ = true;
+  aborted_ = true;
   switch (state_) {
     case State::starting:
       io_.defer(call_);
@@ -574,9 +575,9 @@ void Connection::note_tls_end(Ending ending) {
 // ---- TLS reports (RFC 8460)
 
 // Of next hops that the operator named, and of mail that asks for itself, nobody wants a report. In the clear: the connection
-// that was refused TLS has been counted.
+// that was refused TLS has been counted. One that we cut short says nothing about its peer.
 bool Connection::counts_tls() const {
-  return config_->sends_tls_reports() && !route_->explicit_hop && !in_the_clear_ && !tls_policy_.requiretls &&
+  return config_->sends_tls_reports() && !aborted_ && !route_->explicit_hop && !in_the_clear_ && !tls_policy_.requiretls &&
          !tls_policy_.not_required && tls_policy_.level != config::TlsLevel::none;
 }
 
@@ -612,7 +613,10 @@ TlsFailure Connection::tls_failure(TlsResult result, std::string_view reason) co
   return failure;
 }
 
+// Once, however many addresses it has.
 void Connection::count_blocked(const dns::Host& host) {
+  if (std::find(blocked_counted_.begin(), blocked_counted_.end(), host.name) != blocked_counted_.end()) return;
+  blocked_counted_.push_back(host.name);
   source_text_.clear();
   switch (host.dane.state) {
     case dns::Dane::State::unknown: return count_tls_failure(TlsResult::dnssec_invalid, {});

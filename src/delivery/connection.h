@@ -127,6 +127,7 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   reactor::Timer timer_;
   reactor::Deferred call_, turn_end_;
   bool retired_ = false;
+  bool aborted_ = false;
   bool woken_ = false;
   bool timed_out_ = false;
   queue::LaneEnd end_;
@@ -144,6 +145,7 @@ class Connection final : public queue::Lane, private SessionOwner, private net::
   std::optional<TlsFailure> tls_fault_;
   std::string last_counted_;
   std::vector<std::string> counted_;
+  std::vector<std::string> blocked_counted_;  // hosts
   // ---- REQUIRETLS (RFC 8689 4.2.1), on routes that ask for it
   std::string unprotected_;           // what one host said or showed that has no good TLS
   bool requiretls_missing_ = false;   // one has, and does not offer REQUIRETLS

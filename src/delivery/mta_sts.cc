@@ -292,6 +292,7 @@ void StsPolicies::on_address(Fetching& fetching, const dns::Answer& answer) {
 }
 
 void StsPolicies::on_fetched(Fetching& fetching, StsFetch& job) {
+  if (job.aborted) return finish(fetching, true);
   if (!job.fetched) {
     return fail(fetching, stats_.no_https, job.error, job.untrusted ? Fault::untrusted : Fault::no_https);
   }

@@ -63,6 +63,7 @@ struct StsFetch : reactor::Letter {
   // The answer.
   bool fetched = false;  // 200, text/plain, from a server whose certificate is good for the host; of an upload any 2xx
   bool untrusted = false;  // its certificate is not
+  bool aborted = false;    // by stop(): says nothing about the server
   std::string body;
   std::string error;
 

@@ -344,10 +344,10 @@ std::optional<HttpsUrl> read_https_url(std::string_view url) {
     authority = authority.substr(0, colon);
   }
   out.host = lower(authority);
-  // An all-digit last label is an address by another name.
-  const std::string_view last = std::string_view(out.host).substr(out.host.rfind('.') + 1);
-  const bool digits = std::all_of(last.begin(), last.end(), [](char c) { return c >= '0' && c <= '9'; });
-  if (!dns::is_host_name(out.host) || digits) return std::nullopt;
+  // No top-level domain begins with a digit, but addresses by other names do: 127.1, 0x7f000001.
+  if (!dns::is_host_name(out.host)) return std::nullopt;
+  const char first = out.host[out.host.rfind('.') + 1];
+  if (first >= '0' && first <= '9') return std::nullopt;
   return out;
 }
 

@@ -100,6 +100,7 @@ struct PolicyFetcher::Transfer {
     } else if (code != CURLE_OK) {
       fetch->error = error[0] != '\0' ? error : curl_easy_strerror(code);
       fetch->untrusted = code == CURLE_PEER_FAILED_VERIFICATION;
+      fetch->aborted = code == CURLE_ABORTED_BY_CALLBACK;  // run() ends: no callback of ours does that
     } else if (!fetch->upload.empty() ? status / 100 != 2 : status != 200) {
       fetch->error = fmt::format("the server answers {}", status);
     } else if (fetch->upload.empty() && !is_plain_text(type)) {
@@ -183,6 +184,7 @@ void PolicyFetcher::stop() {
   }
   for (auto& fetch : dropped) {
     fetch->error = "the relay stops";
+    fetch->aborted = true;
     delivery::StsFetch::give_back(std::move(fetch));
   }
   if (thread_.joinable()) thread_.join();

@@ -97,12 +97,13 @@ class FakeFetcher final : public StsFetcher {
       jobs.pop_front();
       job->fetched = !body.empty();
       job->body = body;
+      job->aborted = aborted;
       if (!job->fetched) job->error = "no server";
       StsFetch::give_back(std::move(job));
     }
   }
   std::string body;
-  bool silent = false;
+  bool silent = false, aborted = false;
   std::deque<std::unique_ptr<StsFetch>> jobs;
   std::vector<std::string> asked;
 };
@@ -174,6 +175,17 @@ TEST_F(StsTest, PolicyThatCannotBeHadIsNone) {
   publish("2");
   world_.run_for(301 * kSecond);
   EXPECT_EQ(route().tls.sts, Sts::enforce);
+}
+
+TEST_F(StsTest, FetchThatOurStopEndsIsNobodysFault) {
+  int faults = 0;
+  agent_->sts_policies().on_fault = [&](const std::string&, StsPolicies::Fault, std::string_view) { ++faults; };
+  publish("1", "");
+  fetcher_.aborted = true;
+  EXPECT_EQ(route().tls.sts, Sts::none);
+  EXPECT_EQ(fetcher_.asked.size(), 1u);
+  EXPECT_EQ(agent_->sts_policies().stats().no_https, 0u);
+  EXPECT_EQ(faults, 0);
 }
 
 TEST_F(StsTest, KnownPolicyOutlivesRecordAndServer) {
