@@ -1,5 +1,9 @@
 #include "relay/core.h"
 
+#include <fmt/format.h>
+
+#include <utility>
+
 #include "base/log.h"
 #include "events/event.h"
 #include "queue/state.h"
@@ -111,6 +115,7 @@ Status Core::open_rest() {
   for (auto& shard : shards_) peers.push_back({&shard->scheduler(), &shard->mailbox()});
   for (auto& shard : shards_) shard->scheduler().set_peers(peers);
   control_->apply_recovered();
+  control_->reporter().set_spool(fmt::format("{:016x}", spool::uuid_part(directory_->uuid())));
   control_->reporter().start();
   if (config_->accounts) control_->accounts_configured();
   std::vector<config::Listen> listen = config::listeners(*config_);
@@ -152,7 +157,8 @@ void Core::drain(std::function<void()> done) {
                    // No session is left: what is still being checked comes back to nobody.
                    passwords_->stop();
                    if (policies_) policies_->stop();
-                   control_->reporter().stop(done);
+                   after_drain_ = done;
+                   control_->reporter().stop([this] { end_drain(); });
                  });
   if (cut_short_) cut_short();
 }
@@ -182,7 +188,13 @@ void Core::stop(std::function<void()> done) {
 
 void Core::stop_now() {
   cut_short_ = true;
-  if (drain_ == Drain::under_way) cut_short();
+  if (drain_ == Drain::under_way) return cut_short();
+  if (drain_ == Drain::done) end_drain();
+}
+
+// Once: the last counts are gathered, or a second stop does not wait for them.
+void Core::end_drain() {
+  if (after_drain_) std::exchange(after_drain_, nullptr)();
 }
 
 void Core::cut_short() {

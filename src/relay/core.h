@@ -60,6 +60,7 @@ class Core {
   Status open_rest();
   void drain(std::function<void()> done);
   void cut_short();
+  void end_drain();
   // Calls `each` on every shard's thread, then `done` on shard 0.
   void on_every_shard(std::function<void(Shard&, std::function<void()>)> each, std::function<void()> done);
 
@@ -79,6 +80,7 @@ class Core {
   reactor::Timer drain_timer_;
   bool attached_ = false;  // the shards have their spools
   enum class Drain : uint8_t { no, under_way, done } drain_ = Drain::no;
+  std::function<void()> after_drain_;
   bool cut_short_ = false;
 };
 

@@ -168,7 +168,7 @@ TEST(TlsReportUrl, IsReadOrRefused) {
   EXPECT_EQ(read_https_url("https://a.example?x")->target, "/?x");
   for (const char* bad : {"http://a.example/", "https://", "https:///x", "https://u@a.example/", "https://a.example:0/", "https://a.example:x/",
                           "https://a.example:99999/", "https://a.example:/", "https://127.0.0.1/", "https://[::1]/", "https://a.example/#x",
-                          "https://a.example/ x", "https://a..example/", "https://0x7f.1/", "mailto:a@b", "https://a.example\\@b/"}) {
+                          "https://a.example/ x", "https://a..example/", "https://0x7f.1/", "https://127.0x1/", "https://0x7f000001/", "mailto:a@b", "https://a.example\\@b/"}) {
     EXPECT_FALSE(read_https_url(bad).has_value()) << bad;
   }
 }
@@ -270,6 +270,30 @@ TEST_F(TlsCounting, BrokenHandshakeIsAFailureToValidate) {
   EXPECT_FALSE(last_.reason.empty());
 }
 
+TEST_F(TlsCounting, WhatWeCutShortIsNobodysFailure) {
+  Peer& peer = peer_with({.names = "DNS:mx.example"}, "");  // says nothing to STARTTLS
+  resolve("dest.example");
+  add("x\r\n", {"a@dest.example"}).attempt.domain = "dest.example";
+  open();
+  world_.run_for(kSecond);
+  ASSERT_EQ(peer.sessions.size(), 1u);
+  agent_->abort();
+  world_.run_for(kSecond);
+  EXPECT_EQ(queue_.ends.size(), 1u);
+  EXPECT_TRUE(agent_->take_tls_counts().empty());
+}
+
+TEST_F(TlsCounting, HostThatIsNotTriedCountsOnceWhateverItsAddresses) {
+  peer_with({.names = "DNS:mx.example"});
+  zones_.add_address("mx.example", "198.51.100.2");
+  zones_.sign("dest.example");
+  zones_.sign("mx.example");
+  zones_.fail("_25._tcp.mx.example", dns::Outcome::failure);
+  queue_.waiting_for = {"dest.example"};
+  EXPECT_EQ(counted(), "dest.example: tlsa 0/1 dnssec-invalid");
+  EXPECT_EQ(agent_->stats().tls_blocked, 2u);
+}
+
 class StsCounting : public TlsCounting {
  protected:
   StsCounting() { queue_.waiting_for = {"dest.example"}; }
@@ -350,7 +374,9 @@ class Reporting : public ConnectionTest {
     reporter_ = std::make_unique<TlsReporter>(*io_, *cache_);
     reporter_->set_fetcher(&poster_, &mailbox_);
     reporter_->gather = [this](std::function<void(TlsCounts)> done) { done(std::exchange(counted_, {})); };
+    reporter_->set_spool("0123");
     reporter_->store = [this](std::string key, std::string value, std::function<void()> done) {
+      if (!disk_works_) return unwritten_.push_back(key);
       if (value.empty()) {
         stored_.erase(key);
       } else {
@@ -368,6 +394,7 @@ class Reporting : public ConnectionTest {
   }
   int64_t now_s() { return io_->wall_ms() / 1000; }
   int64_t midnight() { return (now_s() / kDay + 1) * kDay; }
+  json last_report() { return json::parse(inflated(poster_.last_upload)); }
   void run_to(int64_t utc_s) { world_.run_for((utc_s - now_s()) * kSecond); }
   void stop() {
     bool stopped = false;
@@ -379,6 +406,8 @@ class Reporting : public ConnectionTest {
   FakePoster poster_;
   TlsCounts counted_;
   std::map<std::string, std::string> stored_;
+  bool disk_works_ = true;
+  std::vector<std::string> unwritten_;
   TlsReporter::Options options_{.on = true, .organization = "Relay", .contact = "r@relay.example", .node = "relay.example", .authorities = {}};
   std::unique_ptr<TlsReporter> reporter_;
 };
@@ -486,6 +515,126 @@ TEST_F(Reporting, OperatorSendsNowAndTheRestOfTheDayComesLater) {
   const json report = json::parse(inflated(poster_.last_upload));
   EXPECT_EQ(report["policies"][0]["summary"]["total-successful-session-count"], 5);
   EXPECT_FALSE(report["date-range"]["start-datetime"].get<std::string>().ends_with("T00:00:00Z"));
+}
+
+TEST_F(Reporting, StopDoesNotWaitForADiskThatTakesNothing) {
+  disk_works_ = false;
+  count("dest.example", 1);
+  stop();
+  EXPECT_EQ(unwritten_.size(), 1u) << "it was asked to";
+}
+
+TEST_F(Reporting, WhileTheDiskTakesNothingNoFurtherBatchWaitsForIt) {
+  disk_works_ = false;
+  for (int i = 0; i < 5; ++i) {
+    count("dest.example", 1);
+    world_.run_for(TlsReporter::kGatherNs);
+  }
+  EXPECT_EQ(unwritten_.size(), 1u);
+}
+
+TEST_F(Reporting, AllOfManyDomainsAreStoredSoon) {
+  const size_t many = 2 * TlsReporter::kMostWritten + 1;
+  run_to(midnight());  // far from the next one
+  for (size_t i = 0; i < many; ++i) count(fmt::format("d{}.example", i), 1);
+  world_.run_for(TlsReporter::kGatherNs + 10 * TlsReporter::kWriteAgainNs);
+  EXPECT_EQ(stored_.size(), many);
+}
+
+TEST_F(Reporting, SentPartStaysAReportOfItsOwnAfterARestart) {
+  poster_.well = false;
+  count("dest.example", 2);
+  reporter_->send_now([](size_t) {});
+  world_.run_for(60 * kSecond);
+  ASSERT_EQ(poster_.posts.size(), 1u);
+  const json first = last_report();
+  stop();
+  begin();
+  count("dest.example", 5);
+  poster_.well = true;
+  run_to(midnight() - 1);
+  ASSERT_EQ(poster_.posts.size(), 2u);
+  EXPECT_EQ(last_report(), first) << "the same, by the same id";
+  run_to(midnight() + TlsReporter::kLongestDelayS + 600);
+  ASSERT_EQ(poster_.posts.size(), 3u);
+  EXPECT_EQ(last_report()["policies"][0]["summary"]["total-successful-session-count"], 5);
+  EXPECT_NE(last_report()["report-id"], first["report-id"]);
+  EXPECT_TRUE(stored_.empty());
+}
+
+TEST_F(Reporting, ClockPutBackDelaysNothing) {
+  const int64_t right = midnight();
+  world_.step_wall((right - now_s() + 30 * kDay + 100) * 1000);
+  world_.run_for(2 * TlsReporter::kGatherNs);
+  count("dest.example", 3);
+  world_.run_for(TlsReporter::kGatherNs);
+  EXPECT_EQ(stored_.size(), 1u);
+  world_.step_wall((right + 100 - now_s()) * 1000);
+  count("dest.example", 4);
+  world_.run_for(2 * TlsReporter::kGatherNs);
+  stop();
+  begin();
+  ASSERT_EQ(reporter_->rows().size(), 1u);
+  EXPECT_EQ(reporter_->rows()[0].successful, 7u);
+  run_to(right + kDay + TlsReporter::kLongestDelayS + 600);
+  ASSERT_EQ(poster_.posts.size(), 1u);
+  EXPECT_EQ(last_report()["policies"][0]["summary"]["total-successful-session-count"], 7);
+  EXPECT_TRUE(stored_.empty());
+}
+
+TEST_F(Reporting, WhatWasDueUnderAWrongClockIsDueSoon) {
+  const int64_t right = midnight();
+  count("dest.example", 3);
+  world_.step_wall((right - now_s() + 30 * kDay - 1000) * 1000);
+  world_.run_for(TlsReporter::kGatherNs + 60 * kSecond);
+  EXPECT_EQ(poster_.posts.size(), 1u);
+  count("dest.example", 4);
+  world_.run_for(1000 * kSecond);  // over a midnight of the wrong time
+  EXPECT_EQ(stored_.size(), 1u);
+  world_.step_wall((right + 100 - now_s()) * 1000);
+  run_to(right + 100 + TlsReporter::kLongestDelayS + 600);
+  EXPECT_EQ(poster_.posts.size(), 2u);
+}
+
+TEST_F(Reporting, ADomainThatDoesNotAnswerIsNoReportGivenUp) {
+  zones_.fail("_smtp._tls.mute.example", dns::Outcome::failure);
+  count("mute.example", 1);
+  run_to(midnight() + TlsReporter::kLongestDelayS + TlsReporter::kGiveUpS + 5 * 3600);
+  EXPECT_EQ(reporter_->stats().given_up, 0u);
+  EXPECT_TRUE(reporter_->rows().empty());
+  EXPECT_TRUE(stored_.empty());
+}
+
+TEST_F(Reporting, MalformedAddressIsNotTriedAgain) {
+  zones_.add_text("_smtp._tls.odd.example", "v=TLSRPTv1; rua=https://192.0.2.1/in");
+  count("odd.example", 1);
+  run_to(midnight() + TlsReporter::kLongestDelayS + 60);
+  EXPECT_TRUE(reporter_->rows().empty());
+  EXPECT_EQ(reporter_->stats().sent + reporter_->stats().given_up, 0u);
+}
+
+TEST_F(Reporting, OneOfSeveralAddressesIsEnoughToCountAsSent) {
+  zones_.add_text("_smtp._tls.two.example", "v=TLSRPTv1; rua=https://nowhere.example/,https://reports.example/in");
+  count("two.example", 1);
+  run_to(midnight() + TlsReporter::kLongestDelayS + TlsReporter::kGiveUpS + 5 * 3600);
+  EXPECT_EQ(poster_.posts.size(), 1u);
+  EXPECT_EQ(reporter_->stats().sent, 1u);
+  EXPECT_EQ(reporter_->stats().given_up, 0u);
+}
+
+TEST_F(Reporting, AfterAnOutageAReportHasItsDayOfTries) {
+  const int64_t end = midnight();
+  count("dest.example", 3);
+  stop();
+  reporter_.reset();
+  run_to(end + 2 * kDay);
+  poster_.well = false;
+  begin();
+  run_to(end + 2 * kDay + 10 * 3600);
+  EXPECT_EQ(reporter_->stats().given_up, 0u);
+  poster_.well = true;
+  run_to(end + 3 * kDay);
+  EXPECT_EQ(reporter_->stats().sent, 1u);
 }
 
 TEST_F(Reporting, TurnedOffNothingIsKept) {
