@@ -386,6 +386,7 @@ bool Connection::leave_without_requiretls() {
       return now - item.second.found_ns >= DeliveryAgent::kFallbackNs;
     });
   }
+  if (lacking.size() >= DeliveryAgent::kMostFallbacks && !lacking.contains({site, source_index_})) return false;
   DeliveryAgent::Lacking& of = lacking[{site, source_index_}];
   if (io_.now() - of.found_ns >= DeliveryAgent::kFallbackNs) of.connections = 0;
   ++of.connections;
