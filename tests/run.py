@@ -6,8 +6,8 @@ Stages, in this order:
   unit     release build in build/; unit, simulation and crash tests
   asan     the same under AddressSanitizer and UndefinedBehaviorSanitizer, in build-asan/ (clang), with fewer seeds and
            crashes; with --long also system tests with such a relay
-  tsan     the tests of what crosses cores under ThreadSanitizer, in build-tsan/, and a system test with
-           such a relay of two shards
+  tsan     the tests of what crosses cores, and a share of the simulation, under ThreadSanitizer, in build-tsan/, and a
+           system test with such a relay of two shards; with --long all unit tests
   fuzz     a short run of every fuzzer, in build-fuzz/ (clang)
   system   tests/system/*.py: whole programs; each says itself why it is skipped (exit code 77)
 
@@ -226,22 +226,23 @@ def stage_asan(tally, options):
 
 
 def stage_tsan(tally, options):
-    # What the kernel does through a ring is not seen by ThreadSanitizer, and need not be: a ring and
-    # its buffers belong to one thread.
+    # What the kernel does through a ring is not seen by ThreadSanitizer, and need not be: a ring and its buffers belong
+    # to one thread. Nor has it anything to see in a test of one thread: those run with --long.
     folder = 'build-tsan'
-    cases = {'reactor_parts': '*Mailbox*', 'spool_uring': '*', 'relay': '*'}
+    cases = {'reactor_parts': ['--gtest_filter=*Mailbox*'], 'spool_uring': [], 'relay': [], 'relay_sim': ['--seeds', '1-25']}
     if not configure(tally, folder, sanitized('thread')):
         return
-    programs = {test['name']: test['cmd'][0] for test in meson_tests(folder) if test['name'] in cases}
-    targets = [os.path.relpath(program, ROOT / folder) for program in programs.values()]
-    if not compile_targets(tally, folder, ['millrace', *targets]):
+    tests = [test for test in meson_tests(folder) if options.long or test['name'] in cases]
+    if len(tests) < len(cases):
+        tally.fail('tsan: tests are missing: there are ' + ', '.join(test['name'] for test in tests))
+    programs = {os.path.relpath(test['cmd'][0], ROOT / folder) for test in tests}
+    if not compile_targets(tally, folder, ['millrace', *programs]):
         return
-    for name, chosen in cases.items():
-        before = tally.passed
-        if name in programs:
-            run_program(tally, 'tsan', name, [programs[name], f'--gtest_filter={chosen}'], 600)
-        if tally.passed == before:
-            tally.fail(f'tsan/{name}: no test passed')
+    if options.long:
+        run_meson_tests(tally, 'tsan', folder, options, slower=3, arguments={'relay_sim': ['--seeds', '1-200']})
+    else:
+        for test in tests:
+            run_program(tally, 'tsan', test['name'], test['cmd'] + cases[test['name']], 600)
     run_system_test(tally, 'tsan', folder, 'relay_delivers', 'two-shards')
 
 
