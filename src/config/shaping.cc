@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <optional>
 #include <set>
 
@@ -108,6 +109,61 @@ std::string to_string(ShapingKey key, const ShapingValue& value) {
     out += kind == Kind::rates ? print_rate(rate) : print_byte_rate(rate);
   }
   return out;
+}
+
+Result<Deliver> parse_deliver(std::string_view text) {
+  using To = Deliver::To;
+  Deliver deliver;
+  if (text == "smtp") return deliver;
+  if (text == "discard" || text.starts_with("discard ")) {
+    deliver.to = To::discard;
+    std::string_view reply = text.substr(std::min(text.size(), std::string_view("discard ").size()));
+    if (reply.empty()) reply = "250 2.0.0 discarded";
+    const bool code = reply.size() >= 3 && reply[1] >= '0' && reply[1] <= '5' && reply[2] >= '0' && reply[2] <= '9' &&
+                      (reply.size() == 3 || reply[3] == ' ');
+    const bool known = reply.starts_with("250") || (code && (reply[0] == '4' || reply[0] == '5'));
+    if (!code || !known) {
+      return fail(fmt::format("'{}' is no reply: give 250, or a code from 400 to 559, and a text, as in \"discard 451 4.7.1 later\"", reply));
+    }
+    if (reply.size() > 500) return fail("the reply is longer than 500 octets");
+    for (char c : reply) {
+      if (c < ' ' || c > '~') return fail("the reply may have visible ASCII characters and blanks only");
+    }
+    deliver.reply = reply;
+    if (reply.size() == 3) deliver.reply += ' ';
+    return deliver;
+  }
+  const auto path_of = [&](std::string_view path) -> Result<std::string> {
+    if (!path.starts_with('/')) return fail(fmt::format("'{}' is no absolute path", path));
+    if (path.find('\0') != path.npos || path.find('\n') != path.npos) return fail("the path has characters that none should have");
+    while (path.size() > 1 && path.ends_with('/')) path.remove_suffix(1);
+    return std::string(path);
+  };
+  if (text.starts_with("file:")) {
+    auto path = path_of(text.substr(5));
+    if (!path) return fail(path.error());
+    deliver.to = To::file;
+    deliver.path = *path;
+    return deliver;
+  }
+  if (text.starts_with("lmtp://")) {
+    auto hop = parse_next_hop(text.substr(7));
+    if (!hop) return fail(hop.error());
+    if (hop->tls || hop->host == lower(text.substr(7))) return fail("write the port, too: lmtp://HOST:24");
+    deliver.to = To::lmtp;
+    deliver.hop = *hop;
+    return deliver;
+  }
+  if (text.starts_with("lmtp:")) {
+    auto path = path_of(text.substr(5));
+    if (!path) return fail(path.error());
+    if (path->size() > 100) return fail("the path of a Unix socket has at most 100 octets");
+    deliver.to = To::lmtp;
+    deliver.path = *path;
+    return deliver;
+  }
+  return fail(fmt::format("'{}' is unknown; known are \"discard\", \"discard 451 TEXT\", \"file:/FOLDER\", \"lmtp:/SOCKET\", "
+                          "\"lmtp://HOST:PORT\" and \"smtp\"", text));
 }
 
 struct ReplyRules::Set {
@@ -408,7 +464,11 @@ class ShapingReader {
         provider->domains.push_back(std::move(domain));
       });
     }
-    read_section(table, title, provider->section, kPairKeys, {"mx", "domains", "source", "total", "backoff", "replies"});
+    read_section(table, title, provider->section, kPairKeys, {"mx", "domains", "source", "total", "backoff", "replies", "deliver"});
+    if (const toml::node* to = table.get("deliver")) {
+      provider->deliver = read_deliver(*to);
+      to_.providers_deliver_ |= provider->deliver.has_value();
+    }
     read_back_off(table, title, provider->back_off);
     read_replies(table, title + ".replies", provider->replies);
     if (const toml::node* total = table.get("total")) {
@@ -428,9 +488,12 @@ class ShapingReader {
     if (domain != "*" && !is_host_name(domain)) {
       return error(line_of(key), fmt::format("'{}' is not a recipient domain in ASCII form", key.str()));
     }
-    std::vector<std::string_view> other = {"source", "tls"};
+    std::vector<std::string_view> other = {"source", "tls", "deliver"};
     read_section(table, title, to_.domains_[domain], kDomainKeys, other);
     if (const toml::node* level = table.get("tls")) read_tls(*level, domain);
+    if (const toml::node* to = table.get("deliver")) {
+      if (auto deliver = read_deliver(*to)) to_.deliver_[domain] = *deliver;
+    }
     if (domain == "*" && table.get("source")) {
       return error(line_of(*table.get("source")), "a source's limit for each domain is not kept; write [default.source.NAME]");
     }
@@ -456,6 +519,22 @@ class ShapingReader {
       all += fmt::format("{}\"{}\"", all.empty() ? "" : ", ", word);
     }
     error(line_of(node), fmt::format("tls: expects one of {}", all));
+  }
+
+  std::optional<Deliver> read_deliver(const toml::node& node) {
+    auto text = node.value_exact<std::string>();
+    auto deliver = text ? parse_deliver(*text)
+                        : Result<Deliver>(fail("expects a text in quotes, such as \"discard\" or \"lmtp:/run/lmtp\""));
+    std::error_code none;
+    if (deliver && deliver->to == Deliver::To::file && !std::filesystem::is_directory(deliver->path, none)) {
+      deliver = fail(fmt::format("there is no folder {0}: make it with 'install -d -o USER {0}', USER being --user", deliver->path));
+    }
+    if (!deliver) {
+      error(line_of(node), "deliver: " + deliver.error().text);
+      return std::nullopt;
+    }
+    deliver->where = fmt::format("{}:{}", file_, line_of(node));
+    return *deliver;
   }
 
   template <typename Take>
@@ -1050,6 +1129,24 @@ TlsLevel Shaping::tls_of(std::string_view domain, TlsLevel otherwise) const {
   auto at = tls_.find(domain);
   if (at == tls_.end()) at = tls_.find("*");
   return at == tls_.end() ? otherwise : at->second;
+}
+
+const Deliver* Shaping::deliver_of(std::string_view domain) const {
+  if (deliver_.empty()) return nullptr;
+  auto at = deliver_.find(domain);
+  return at == deliver_.end() ? nullptr : &at->second;
+}
+
+std::vector<std::string> Shaping::folders() const {
+  std::vector<std::string> out;
+  const auto add = [&](const Deliver& deliver) {
+    if (deliver.to == Deliver::To::file) out.push_back(deliver.path);
+  };
+  for (const auto& [domain, deliver] : deliver_) add(deliver);
+  for (const auto& provider : providers_) {
+    if (provider->deliver) add(*provider->deliver);
+  }
+  return out;
 }
 
 ShapingChoice Shaping::domain(std::string_view domain) const { return named(domains_, domain); }

@@ -23,6 +23,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -124,6 +125,22 @@ struct BackOff {
   int64_t normal_after_ms = 0;  // after the last reply that asked for it; 0: not said
 };
 
+// Where mail goes in place of its receiver's hosts: `deliver` of [domain.NAME] and [provider.NAME].
+struct Deliver {
+  enum class To : uint8_t {
+    smtp,     // to its hosts after all, whatever is said of "*"
+    discard,  // nowhere: answered with `reply`
+    file,     // one file each in the folder `path`
+    lmtp,     // RFC 2033, to the Unix socket `path` or else to `hop`
+  } to = To::smtp;
+  std::string reply;  // "250 2.0.0 discarded"
+  std::string path;
+  NextHop hop;
+  std::string where;
+};
+// "discard", "discard 451 4.7.1 later", "file:/FOLDER", "lmtp:/SOCKET", "lmtp://HOST:PORT", "smtp". Touches no file.
+Result<Deliver> parse_deliver(std::string_view text);
+
 struct Provider {
   std::string name;
   std::vector<std::string> suffixes;  // of MX host names, with the dot in front: ".google.com"
@@ -133,6 +150,7 @@ struct Provider {
   std::map<unsigned, ShapingSection> by_source;
   BackOff back_off;
   ReplyRules replies;
+  std::optional<Deliver> deliver;
 };
 
 // Whose a message is and where it leaves: [[rule]]. All of what is given must match; patterns are
@@ -184,6 +202,13 @@ class Shaping {
   // What the operator has written about a 4xx or 5xx reply: the provider's lines first. nullptr: nothing.
   // What the domain's section says of TLS, or `otherwise`.
   TlsLevel tls_of(std::string_view domain, TlsLevel otherwise) const;
+  // What the section of `domain`, or of "*", says of where its mail goes; nullptr: nothing.
+  const Deliver* deliver_of(std::string_view domain) const;
+  const Deliver* deliver_of_any() const { return deliver_of("*"); }
+  // Some provider's mail goes elsewhere, so that MX hosts matter.
+  bool providers_deliver() const { return providers_deliver_; }
+  // Folders that mail is written into.
+  std::vector<std::string> folders() const;
   const ReplyRule* match_reply(const Provider* provider, uint16_t code, std::string_view text) const;
 
   // The source of a message that has this hash: of the pool's by weight, the one that the pool names,
@@ -229,6 +254,8 @@ class Shaping {
   std::map<std::string, std::vector<Weight>, std::less<>> pool_sources_;
   std::map<std::string, unsigned, std::less<>> sources_by_name_;  // EHLO name (if one's alone) or address
   std::map<std::string, TlsLevel, std::less<>> tls_;  // by domain, or "*"
+  std::map<std::string, Deliver, std::less<>> deliver_;  // by domain, or "*"
+  bool providers_deliver_ = false;
   std::vector<MailRule> mail_rules_;
   std::map<unsigned, ShapingSection> sources_;
   ShapingSection any_source_;

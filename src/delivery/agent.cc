@@ -1,5 +1,7 @@
 #include "delivery/agent.h"
 
+#include <fmt/format.h>
+
 #include "base/log.h"
 #include "base/out_of_memory.h"
 #include "dns/address_rules.h"
@@ -30,8 +32,68 @@ dns::MxOptions mx_options(const config::Config& config) {
   return options;
 }
 
+namespace {
+
+using config::Deliver;
+
+// Whether `deliver` needs no look-up: the mail stays on this machine.
+bool is_local(const Deliver& deliver) { return deliver.to != Deliver::To::smtp && deliver.hop.empty(); }
+
+// What the shaping file says of the domain, before its hosts are known: nullptr: nothing, or it depends on them.
+const Deliver* delivered_by_domain(const config::Config& config, std::string_view domain) {
+  if (!config.shaping_rules) return nullptr;
+  const config::Shaping& rules = *config.shaping_rules;
+  if (const Deliver* deliver = rules.deliver_of(domain)) return deliver;
+  return rules.providers_deliver() ? nullptr : rules.deliver_of_any();
+}
+
+// Likewise, of the domain whose hosts these are; its provider's name, if it is that provider's section that says so.
+const Deliver* delivered_by_hosts(const config::Config& config, const dns::Route& route, std::string_view domain,
+                                  std::string& name) {
+  if (!config.shaping_rules || !config.shaping_rules->providers_deliver()) return nullptr;
+  const config::Shaping& rules = *config.shaping_rules;
+  std::vector<std::string_view> hosts;
+  for (const dns::Host& host : route.hosts) {
+    if (host.preference == route.hosts.front().preference) hosts.push_back(host.name);
+  }
+  const config::Provider* provider = rules.provider_of(domain, hosts);
+  if (!provider || !provider->deliver) return rules.deliver_of_any();
+  name = provider->name;
+  return &*provider->deliver;
+}
+
+std::string site_of(std::string_view name, std::string_view provider) {
+  return provider.empty() ? std::string(name) : fmt::format("{} for {}", name, provider);
+}
+
+std::shared_ptr<const dns::Route> local_route(const Deliver& deliver, std::string provider, int64_t now) {
+  auto route = std::make_shared<dns::Route>();
+  route->verdict = dns::Verdict::usable;
+  route->explicit_hop = true;
+  route->answered_ns = now;
+  route->valid_until_ns = INT64_MAX;  // a reload asks anew
+  if (deliver.to == Deliver::To::discard) {
+    route->carriage = dns::Carriage::discard;
+    route->handed_to = deliver.reply;
+    route->site = site_of("discard:" + deliver.reply, provider);
+  } else if (deliver.to == Deliver::To::file) {
+    route->carriage = dns::Carriage::file;
+    route->handed_to = deliver.path;
+    route->site = site_of("file:" + deliver.path, provider);
+  } else {
+    route->carriage = dns::Carriage::lmtp;
+    route->site = site_of("lmtp:" + deliver.path, provider);
+    route->hosts.push_back({.name = deliver.path, .preference = 0, .addresses = {reactor::Address::unix_path(deliver.path)}});
+  }
+  route->provider = std::move(provider);
+  return route;
+}
+
+}  // namespace
+
 DeliveryAgent::DeliveryAgent(reactor::Io& io, config::Snapshot config, dns::Mx& mx, dns::Cache& cache, unsigned shard)
     : io_(io), config_(std::move(config)), mx_(mx), sts_(io, cache), next_number_(uint64_t{shard} << 48) {
+  answer_.bind<&DeliveryAgent::on_answers>(this);
   make_tls_context();
   sts_.on_fault = [this](const std::string& domain, StsPolicies::Fault fault, std::string_view why) {
     using Fault = StsPolicies::Fault;
@@ -89,7 +151,7 @@ std::shared_ptr<tls::ClientContext> DeliveryAgent::tls_context(const config::Hop
   return context;
 }
 
-DeliveryAgent::~DeliveryAgent() = default;
+DeliveryAgent::~DeliveryAgent() { answer_.cancel(); }
 
 void DeliveryAgent::start(queue::Dispatcher& dispatcher) { dispatcher_ = &dispatcher; }
 
@@ -102,14 +164,37 @@ struct DeliveryAgent::Resolving {
   StsPolicies::PolicyRef policy;
   int64_t policy_until_ns = INT64_MAX;
   bool policy_unknown = false;  // there may be one
+  bool lmtp = false;            // the route is to the host of `deliver`
+  bool elsewhere_known = false; // what the shaping file says of the domain itself
+  std::string provider;         // that says so
 };
 
 void DeliveryAgent::resolved(const std::shared_ptr<Resolving>& both) {
   if (--both->left > 0) return;
   queue::Destination& destination = *both->destination;
   if (both->route->verdict != dns::Verdict::usable) return dispatcher_->on_route(destination, both->route);
+  if (!both->elsewhere_known && !both->route->explicit_hop) {
+    const Deliver* deliver = delivered_by_hosts(*config_, *both->route, destination.domain, both->provider);
+    if (deliver && is_local(*deliver)) return answer(destination, local_route(*deliver, both->provider, io_.now()));
+    if (deliver && deliver->to == Deliver::To::lmtp) {
+      both->elsewhere_known = both->lmtp = true;
+      both->left = 1;
+      both->policy = nullptr;
+      both->policy_unknown = false;
+      return mx_.find_next_hop(deliver->hop.host, deliver->hop.port, [this, both](const dns::RouteRef& found) {
+        both->route = found;
+        resolved(both);
+      });
+    }
+  }
   auto route = std::make_shared<dns::Route>(*both->route);
   route->valid_until_ns = std::min(route->valid_until_ns, both->policy_until_ns);
+  if (both->lmtp) {
+    route->carriage = dns::Carriage::lmtp;
+    route->site = site_of("lmtp:" + route->site, both->provider);
+    route->provider = both->provider;
+    if (both->level == config::TlsLevel::mta_sts) both->level = config::TlsLevel::verified;
+  }
   ask_tls(*route, destination.domain, both->level, both->policy.get(), destination.tls, both->policy_unknown);
   const bool by_policy = both->policy && both->policy->mode == StsPolicy::Mode::enforce && destination.tls == mail::TlsWish::none;
   if (by_policy && route->verdict == dns::Verdict::temporary && !both->route->hosts.empty()) {
@@ -122,17 +207,24 @@ void DeliveryAgent::resolved(const std::shared_ptr<Resolving>& both) {
 void DeliveryAgent::resolve(queue::Destination& destination) {
   using config::TlsLevel;
   TlsLevel level = asked_level(*config_, destination.domain);
+  // In a run beside the real one nothing may slip through: it goes ahead of smarthost and routes.
+  const Deliver* deliver = delivered_by_domain(*config_, destination.domain);
+  if (deliver && is_local(*deliver)) return answer(destination, local_route(*deliver, {}, io_.now()));
   const config::NextHop* hop = &config_->smarthost;
   if (const auto route = config_->routes.find(destination.domain); route != config_->routes.end()) {
     hop = &route->second;
   }
+  const bool lmtp = deliver && deliver->to == Deliver::To::lmtp;
+  if (lmtp) hop = &deliver->hop;
   // Policies are about MX hosts.
   if (!hop->empty() && level == TlsLevel::mta_sts) level = TlsLevel::verified;
-  const auto both = std::make_shared<Resolving>(Resolving{.destination = &destination, .level = level, .route = {}, .policy = {}, .policy_unknown = false});
+  const auto both = std::make_shared<Resolving>(Resolving{.destination = &destination, .level = level, .route = {}, .policy = {}, .policy_unknown = false, .provider = {}});
   const auto done = [this, both](const dns::RouteRef& found) {
     both->route = found;
     resolved(both);
   };
+  both->lmtp = lmtp;
+  both->elsewhere_known = deliver != nullptr;
   const bool requires_tls = destination.tls == mail::TlsWish::required;
   const bool aside = sets_aside(destination.tls, level);
   const bool with_dane = requires_tls || (!aside && (level == TlsLevel::dane || level == TlsLevel::automatic));
@@ -155,6 +247,12 @@ void DeliveryAgent::resolve(queue::Destination& destination) {
 
 queue::Lane* DeliveryAgent::open(queue::Site& site, unsigned source) {
   ASSERT(site.route != nullptr);
+  if (site.route->carriage == dns::Carriage::discard || site.route->carriage == dns::Carriage::file) {
+    hand_overs_.push_back(std::make_unique<HandOver>(*this, site.route, source));
+    hand_overs_.back()->index = hand_overs_.size() - 1;
+    ++stats_.lanes;
+    return hand_overs_.back().get();
+  }
   connections_.push_back(std::make_unique<Connection>(*this, site.route, site.key, source));
   connections_.back()->index = connections_.size() - 1;
   ++stats_.lanes;
@@ -169,6 +267,27 @@ void DeliveryAgent::adopt(config::Snapshot config) {
 
 void DeliveryAgent::abort() {
   for (const auto& connection : connections_) connection->abort();
+  for (const auto& hand_over : hand_overs_) hand_over->abort();
+}
+
+void DeliveryAgent::answer(queue::Destination& destination, std::shared_ptr<const dns::Route> route) {
+  answers_.emplace_back(&destination, std::move(route));
+  io_.defer(answer_);
+}
+
+void DeliveryAgent::on_answers() {
+  const auto answers = std::exchange(answers_, {});
+  for (const auto& [destination, route] : answers) dispatcher_->on_route(*destination, route);
+}
+
+void DeliveryAgent::closed(HandOver& hand_over) {
+  const size_t at = hand_over.index;
+  if (at + 1 != hand_overs_.size()) {
+    std::swap(hand_overs_[at], hand_overs_.back());
+    hand_overs_[at]->index = at;
+  }
+  --stats_.lanes;
+  hand_overs_.pop_back();
 }
 
 void DeliveryAgent::closed(Connection& connection) {

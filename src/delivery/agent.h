@@ -11,9 +11,11 @@
 #include <vector>
 
 #include "config/config.h"
+#include "config/shaping.h"
 #include "delivery/address_holds.h"
 #include "delivery/close_limits.h"
 #include "delivery/connection.h"
+#include "delivery/hand_over.h"
 #include "delivery/mta_sts.h"
 #include "delivery/tls_report.h"
 #include "delivery/tls_policy.h"
@@ -78,7 +80,12 @@ class DeliveryAgent final : public queue::Agent {
 
  private:
   friend class Connection;
+  friend class HandOver;
   void closed(Connection& connection);  // destroys it
+  void closed(HandOver& hand_over);     // likewise
+  // The route of mail that goes elsewhere; answered at the end of the turn.
+  void answer(queue::Destination& destination, std::shared_ptr<const dns::Route> route);
+  void on_answers();
 
   reactor::Io& io_;
   config::Snapshot config_;
@@ -86,6 +93,9 @@ class DeliveryAgent final : public queue::Agent {
   StsPolicies sts_;
   queue::Dispatcher* dispatcher_ = nullptr;
   std::vector<std::unique_ptr<Connection>> connections_;
+  std::vector<std::unique_ptr<HandOver>> hand_overs_;
+  std::vector<std::pair<queue::Destination*, std::shared_ptr<const dns::Route>>> answers_;
+  reactor::Deferred answer_;
   AddressHolds holds_;
   CloseLimits close_limits_;
   // Of a (site, source): how many of its next connections go in the clear, because all hosts refused TLS to as many; where to,

@@ -153,6 +153,11 @@ void Connection::try_next() {
     peer_ = target.address;
     host_ = target.host->name;
     tls_policy_ = tls_policy(*config_, *route_, *target.host);
+    if (peer_.is_unix()) {
+      tls_policy_ = {};
+      tls_policy_.level = config::TlsLevel::none;
+      tls_policy_.name = "none";
+    }
     if (!tls_policy_.blocked.empty()) {
       note_blocked();
       count_blocked(*target.host);
@@ -164,7 +169,8 @@ void Connection::try_next() {
     target_began_ = now;
     if (route_->tls.requiretls) tried_.push_back(peer_);
     ++agent_.stats_.connects;
-    const reactor::Address& bound = peer_.is_ipv6() ? source_.ipv6 : source_.ipv4;
+    static const reactor::Address kUnbound;
+    const reactor::Address& bound = peer_.is_unix() ? kUnbound : peer_.is_ipv6() ? source_.ipv6 : source_.ipv4;
     Result<reactor::Handle> socket = io_.open_socket(peer_, bound);
     if (!socket) {
       // Ours, not the address's: out of descriptors, or a source that this machine does not have.
@@ -283,6 +289,7 @@ SessionOptions Connection::session_options() const {
   options.ehlo_name = source_.ehlo_name.empty() ? config_->hostname : source_.ehlo_name;
   options.pipelining = config_->pipelining;
   options.chunking = config_->chunking;
+  options.lmtp = route_->carriage == dns::Carriage::lmtp;
   options.uncertain = std::max(config_->uncertain_per_connection, 1u);
   const bool limited = !route_->explicit_hop || config_->messages_per_connection_given;
   options.messages_most = limited ? config_->messages_per_connection : 0;
@@ -750,6 +757,7 @@ void Connection::finished(queue::Attempt& attempt) {
   attempt.tls_verified = engine != nullptr ? tls::to_string(engine->info().verified) : std::string_view();
   attempt.tls_reason.clear();
   attempt.tls_policy = tls_policy_.name;
+  attempt.transport = route_->carriage == dns::Carriage::lmtp ? std::string_view("lmtp") : std::string_view();
   if (engine == nullptr) {
     attempt.tls_reason = in_the_clear_                                      ? tls_refusal_
                          : tls_policy_.level == config::TlsLevel::none ? "TLS is off"

@@ -64,4 +64,41 @@ void apply(const config::ReplyRule& rule, const smtp::PeerReply& reply, Verdict&
   }
 }
 
+Verdict judge(const smtp::PeerReply& reply, events::Stage stage, bool recipient_accepted, const config::Shaping* shaping,
+              const config::Provider* provider) {
+  Verdict verdict = judge(reply, stage, recipient_accepted);
+  if (!shaping || reply.code < 400) return verdict;
+  if (const config::ReplyRule* rule = shaping->match_reply(provider, reply.code, reply.text)) apply(*rule, reply, verdict);
+  return verdict;
+}
+
+void assign_reply(std::string& out, const smtp::PeerReply& reply) {
+  const char code[4] = {static_cast<char>('0' + reply.code / 100), static_cast<char>('0' + reply.code / 10 % 10),
+                        static_cast<char>('0' + reply.code % 10), ' '};
+  out.assign(code, sizeof(code));
+  out += reply.text;
+}
+
+void set_result(queue::RecipientResult& result, const smtp::PeerReply& reply, events::Stage stage, const Verdict& verdict) {
+  result.action = verdict.action;
+  result.scope = verdict.scope;
+  result.stage = stage;
+  result.code = reply.code;
+  result.enhanced.clear();
+  if (!verdict.status.empty()) verdict.status.append_to(result.enhanced);
+  result.bounce_class = verdict.bounce_class;
+  assign_reply(result.reply, reply);
+  result.rest_ms = verdict.rest_ms;
+  result.asks = verdict.asks;
+}
+
+void set_delivered(queue::RecipientResult& result, const smtp::PeerReply& reply) {
+  result.action = queue::Action::delivered;
+  result.stage = events::Stage::end_of_data;
+  result.code = reply.code;
+  result.enhanced.clear();
+  if (!reply.status.empty()) reply.status.append_to(result.enhanced);
+  assign_reply(result.reply, reply);
+}
+
 }  // namespace millrace::delivery

@@ -33,6 +33,15 @@ struct Verdict {
 // `reply` is a 4xx or 5xx.
 Verdict judge(const smtp::PeerReply& reply, events::Stage stage, bool recipient_accepted = false);
 
+// By the operator's lines about replies, too; nullptr: there are none.
+Verdict judge(const smtp::PeerReply& reply, events::Stage stage, bool recipient_accepted, const config::Shaping* shaping,
+              const config::Provider* provider);
+// The outcome of one recipient.
+void set_result(queue::RecipientResult& result, const smtp::PeerReply& reply, events::Stage stage, const Verdict& verdict);
+void set_delivered(queue::RecipientResult& result, const smtp::PeerReply& reply);
+// "250 2.0.0 ok"
+void assign_reply(std::string& out, const smtp::PeerReply& reply);
+
 // Changes the verdict as a line of the shaping file says (config/shaping.h).
 void apply(const config::ReplyRule& rule, const smtp::PeerReply& reply, Verdict& verdict);
 

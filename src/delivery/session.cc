@@ -102,19 +102,6 @@ std::string_view doing(Stage stage) {
   UNREACHABLE();
 }
 
-void assign_reply(std::string& out, const PeerReply& reply) {
-  const char code[4] = {static_cast<char>('0' + reply.code / 100),
-                        static_cast<char>('0' + reply.code / 10 % 10),
-                        static_cast<char>('0' + reply.code % 10), ' '};
-  out.assign(code, sizeof(code));
-  out += reply.text;
-}
-
-void assign_enhanced(std::string& out, const PeerReply& reply) {
-  out.clear();
-  if (!reply.status.empty()) reply.status.append_to(out);
-}
-
 }  // namespace
 
 Session::Session(SessionOwner& owner, const SessionOptions& options)
@@ -157,7 +144,7 @@ void Session::secured(int64_t now) {
   capabilities_ = {};
   enter(SessionState::ehlo);
   begin_group();
-  smtp::append_ehlo(commands_, options_.ehlo_name);
+  append_hello();
   expect(Command::ehlo);
   flush(now);
   update_deadline(now);
@@ -285,7 +272,14 @@ void Session::on_end(int error, int64_t now) {
   if (state_ != SessionState::open) return end(Ending::lost, now);
   if (holding_reply_ && held_reply_.reply_class() > 3) {
     // The message was refused before all of it had come.
-    refuse_all(*expected_[expected_head_].transaction, held_reply_, Stage::end_of_data);
+    const Expected& front = expected_[expected_head_];
+    if (options_.lmtp && front.command == Command::content) {
+      set_result(front.transaction->attempt->results[front.recipient], held_reply_, Stage::end_of_data,
+                 judged(held_reply_, Stage::end_of_data));
+      front.transaction->answers[front.recipient] = Answer::done;
+    } else {
+      refuse_all(*front.transaction, held_reply_, Stage::end_of_data);
+    }
   }
   if (slow_) return end(Ending::told_to_slow, now);
   // Close or reset before the reply to MAIL is no attempt, though content went along with it: who
@@ -382,6 +376,8 @@ bool Session::may_start() const {
 
 bool Session::pump_pipelined(int64_t now) {
   Transaction* last = transactions_.empty() ? nullptr : transactions_.back();
+  // LMTP: who answers fewer times than there are recipients would have the reply to the next MAIL taken for one of them.
+  if (options_.lmtp && last != nullptr && last->content_sent) return false;
   if (last == nullptr || last->content_sent) {
     Transaction* next = start_next(now);
     if (next == nullptr) return false;
@@ -495,7 +491,7 @@ Session::Transaction* Session::start_next(int64_t now) {
 bool Session::fits(queue::Attempt& attempt) {
   const mail::Envelope& envelope = attempt.message->envelope;
   const mail::Content& content = attempt.message->content;
-  ASSERT(envelope.tls != mail::TlsWish::required || secure_);
+  ASSERT(envelope.tls != mail::TlsWish::required || secure_ || options_.lmtp);
   const smtp::Fit fit = smtp::check_fit(envelope, content, capabilities_);
   dsn::Category category = dsn::Category::content_related;
   std::string words;
@@ -581,7 +577,11 @@ void Session::write_content(Transaction& transaction, int64_t now) {
   transaction.content_sent = true;
   transaction.content_ns = now;
   ++unanswered_ends_;
-  expect(chunk ? Command::chunk : Command::content, &transaction);
+  if (!options_.lmtp) return expect(chunk ? Command::chunk : Command::content, &transaction);
+  // RFC 2033 4.2: a reply for each recipient that was accepted, in their order.
+  for (uint32_t i = 0; i < transaction.recipients; ++i) {
+    if (transaction.answers[i] == Answer::accepted) expect(Command::content, &transaction, i);
+  }
 }
 
 // All recipients were refused, and a 354 came all the same: the shortest legal way on.
@@ -656,7 +656,9 @@ void Session::on_reply(PeerReply& reply, int64_t now) {
       // It closes the connection, but it is about this message.
       Transaction& transaction = *front.transaction;
       for (uint32_t i = 0; i < transaction.recipients; ++i) {
-        if (transaction.answers[i] == Answer::refused) continue;
+        if (transaction.answers[i] == Answer::refused || transaction.answers[i] == Answer::done) continue;
+        // LMTP: it is about this recipient's copy, and nobody knows of the later ones.
+        if (options_.lmtp && front.command == Command::content && i != front.recipient) continue;
         transaction.answers[i] = Answer::refused;
         set_result(transaction.attempt->results[i], reply, stage, verdict);
       }
@@ -683,6 +685,7 @@ void Session::on_reply(PeerReply& reply, int64_t now) {
       return on_data(*front.transaction, reply, now);
     case Command::content:
     case Command::chunk:
+      if (options_.lmtp) return on_end_for(*front.transaction, front.recipient, reply, now);
       return on_end_of_data(*front.transaction, front.command, reply, now);
     case Command::lone_dot:
       return finish_or_restart(*front.transaction, now);
@@ -703,11 +706,19 @@ void Session::on_unexpected(const PeerReply& reply, int64_t now) {
   end(leave ? Ending::peer_closed : Ending::told_to_slow, now);
 }
 
+void Session::append_hello() {
+  if (options_.lmtp) {
+    smtp::append_lhlo(commands_, options_.ehlo_name);
+  } else {
+    smtp::append_ehlo(commands_, options_.ehlo_name);
+  }
+}
+
 void Session::on_greeting(const PeerReply& reply, int64_t now) {
   if (reply.code == 220) {
     enter(SessionState::ehlo);
     begin_group();
-    smtp::append_ehlo(commands_, options_.ehlo_name);
+    append_hello();
     expect(Command::ehlo);
     return flush(now);
   }
@@ -790,7 +801,7 @@ void Session::on_hello(Command command, const PeerReply& reply, int64_t now) {
   if (reply.code == 250) {
     if (command == Command::ehlo) capabilities_ = smtp::parse_capabilities(reply);
     if (!options_.pipelining) capabilities_.pipelining = false;
-    if (!options_.chunking) capabilities_.chunking = false;
+    if (!options_.chunking || options_.lmtp) capabilities_.chunking = false;
     using Tls = SessionOptions::Tls;
     const bool wanted = !secure_ && options_.tls != Tls::off;
     if (wanted && capabilities_.starttls) {
@@ -819,7 +830,7 @@ void Session::on_hello(Command command, const PeerReply& reply, int64_t now) {
   }
   if (reply.reply_class() < 4) return fail_protocol("the reply to EHLO is no 250", now);
   const Verdict verdict = judged(reply, Stage::ehlo);
-  if (command == Command::ehlo && verdict.try_helo) {
+  if (command == Command::ehlo && verdict.try_helo && !options_.lmtp) {
     enter(SessionState::helo);
     begin_group();
     smtp::append_helo(commands_, options_.ehlo_name);
@@ -889,6 +900,10 @@ void Session::on_rcpt(Transaction& transaction, uint32_t recipient, const PeerRe
 
 void Session::on_data(Transaction& transaction, const PeerReply& reply, int64_t now) {
   if (reply.code == 354) {
+    if (options_.lmtp && transaction.accepted == 0) {
+      // RFC 2033 4.2: then there is no end of data, nor a reply to one.
+      return fail_protocol("354 without an accepted recipient", now, Stage::data);
+    }
     transaction.go_ahead = true;
     return;
   }
@@ -917,39 +932,32 @@ void Session::on_end_of_data(Transaction& transaction, Command command, const Pe
   } else {
     for (uint32_t i = 0; i < transaction.recipients; ++i) {
       if (transaction.answers[i] != Answer::accepted) continue;
-      queue::RecipientResult& result = transaction.attempt->results[i];
-      result.action = Action::delivered;
-      result.stage = Stage::end_of_data;
-      result.code = reply.code;
-      assign_enhanced(result.enhanced, reply);
-      assign_reply(result.reply, reply);
+      set_delivered(transaction.attempt->results[i], reply);
     }
   }
   finish(transaction, now);
 }
 
-// By the operator's lines, too.
 Verdict Session::judged(const smtp::PeerReply& reply, Stage stage, bool recipient_accepted) const {
-  Verdict verdict = judge(reply, stage, recipient_accepted);
-  if (!options_.shaping || reply.code < 400) return verdict;
-  if (const config::ReplyRule* rule = options_.shaping->match_reply(options_.provider, reply.code, reply.text)) {
-    apply(*rule, reply, verdict);
-  }
-  return verdict;
+  return judge(reply, stage, recipient_accepted, options_.shaping, options_.provider);
 }
 
-void Session::set_result(queue::RecipientResult& result, const PeerReply& reply, Stage stage,
-                         const Verdict& verdict) {
-  result.action = verdict.action;
-  result.scope = verdict.scope;
-  result.stage = stage;
-  result.code = reply.code;
-  result.enhanced.clear();
-  if (!verdict.status.empty()) verdict.status.append_to(result.enhanced);
-  result.bounce_class = verdict.bounce_class;
-  assign_reply(result.reply, reply);
-  result.rest_ms = verdict.rest_ms;
-  result.asks = verdict.asks;
+// LMTP: what became of one recipient's copy.
+void Session::on_end_for(Transaction& transaction, uint32_t recipient, const PeerReply& reply, int64_t now) {
+  if (reply.reply_class() == 3) return fail_protocol("3xx in reply to the end of data", now, Stage::end_of_data);
+  queue::RecipientResult& result = transaction.attempt->results[recipient];
+  if (reply.reply_class() == 2) {
+    set_delivered(result, reply);
+  } else {
+    const Verdict verdict = judged(reply, Stage::end_of_data);
+    set_result(result, reply, Stage::end_of_data, verdict);
+    if (verdict.slow_down) note_slow(reply, Stage::end_of_data, verdict);
+  }
+  transaction.answers[recipient] = Answer::done;
+  if (!expected_empty()) return;  // others of its recipients: nothing else is asked meanwhile
+  --unanswered_ends_;
+  ++messages_;
+  finish(transaction, now);
 }
 
 // The reply is about all who were not refused one by one.
@@ -1004,7 +1012,7 @@ void Session::finish(Transaction& transaction, int64_t now) {
 void Session::abandon(Transaction& transaction, bool end_left, int64_t now) {
   for (uint32_t i = 0; i < transaction.recipients; ++i) {
     const Answer answer = transaction.answers[i];
-    if (answer == Answer::refused || answer == Answer::enough) continue;
+    if (answer == Answer::refused || answer == Answer::enough || answer == Answer::done) continue;
     queue::RecipientResult& result = transaction.attempt->results[i];
     result.stage = end_stage_;
     result.code = 0;

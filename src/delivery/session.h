@@ -28,6 +28,11 @@
 // AUTH. Where the options want it, it follows the EHLO behind TLS, by the exchange that the owner chooses; nothing is
 // ever said in the clear. A refusal ends the conversation, and is about no message.
 //
+// LMTP (RFC 2033), where the options want it: LHLO, no BDAT, and behind the end of data a reply for each recipient that was
+// accepted, in their order, each the outcome of that recipient. Who gets no reply before the connection ends may have been
+// delivered (Action::uncertain). The next message's commands wait for all of them: a server that answers too few times must
+// not have the reply to MAIL counted as somebody's delivery.
+//
 // Limits: a recipient domain's mail is one transaction; the queue sees to
 // that.
 #pragma once
@@ -54,6 +59,7 @@ struct SessionOptions {
   std::string_view ehlo_name;
   bool pipelining = true;
   bool chunking = true;
+  bool lmtp = false;           // RFC 2033: LHLO, DATA only, and a reply for each recipient behind the end of data
   uint32_t uncertain = 1;      // messages with an unanswered end of data, at least 1
   uint32_t messages_most = 0;  // then QUIT; 0: no limit
   enum class Tls : uint8_t {
@@ -203,7 +209,7 @@ class Session {
     chunk,
     rset
   };
-  enum class Answer : uint8_t { none, accepted, refused, enough };
+  enum class Answer : uint8_t { none, accepted, refused, enough, done };  // done: LMTP, by a reply to the end of data
 
   struct Transaction {
     queue::Attempt* attempt = nullptr;
@@ -261,6 +267,8 @@ class Session {
   void on_data(Transaction& transaction, const smtp::PeerReply& reply, int64_t now);
   void on_end_of_data(Transaction& transaction, Command command, const smtp::PeerReply& reply,
                       int64_t now);
+  void on_end_for(Transaction& transaction, uint32_t recipient, const smtp::PeerReply& reply, int64_t now);
+  void append_hello();
   void on_greeting(const smtp::PeerReply& reply, int64_t now);
   void on_hello(Command command, const smtp::PeerReply& reply, int64_t now);
   void on_starttls(const smtp::PeerReply& reply, int64_t now);
@@ -275,8 +283,6 @@ class Session {
   uint64_t left() const;  // octets that have left so far
 
   Verdict judged(const smtp::PeerReply& reply, events::Stage stage, bool recipient_accepted = false) const;
-  void set_result(queue::RecipientResult& result, const smtp::PeerReply& reply, events::Stage stage,
-                  const Verdict& verdict);
   void refuse_all(Transaction& transaction, const smtp::PeerReply& reply, events::Stage stage);
   void finish(Transaction& transaction, int64_t now);
   void finish_or_restart(Transaction& transaction, int64_t now);

@@ -70,6 +70,14 @@ struct TlsDemand {
   std::string next_hop;
 };
 
+// How mail goes to a route's hosts, or what becomes of it instead (`deliver` in the shaping file).
+enum class Carriage : uint8_t {
+  smtp,
+  lmtp,     // RFC 2033
+  discard,  // answered by ourselves
+  file,     // written into a folder
+};
+
 struct Route {
   Verdict verdict = Verdict::temporary;
   // Names the set of hosts: the same for all domains with the same MX host set, in whatever order
@@ -80,6 +88,9 @@ struct Route {
   bool implicit = false;      // no MX record: the domain's own addresses
   bool explicit_hop = false;  // smarthost or route: no ramp, no default rate
   bool secure = false;        // its MX answer is (DANE); explicit hops are as secure as the configuration
+  Carriage carriage = Carriage::smtp;
+  std::string provider = {};  // whose limits hold, where its hosts do not tell: by the shaping file
+  std::string handed_to = {};  // discard: the reply, "250 2.0.0 discarded"; file: the folder
   TlsDemand tls = {};
   std::string reason;         // not usable: in words, for a reply or report
   int64_t answered_ns = 0;    // monotonic time of the oldest answer it rests on

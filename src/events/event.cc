@@ -72,6 +72,7 @@ enum Field : uint8_t {
   kTlsVerified,
   kTlsReason,
   kTlsPolicy,
+  kTransport,
 };
 
 // Writes into room that is known to suffice.
@@ -240,6 +241,8 @@ bool put_text(Event& event, uint8_t field, std::string_view value) {
       return put(event.tls_reason, value);
     case kTlsPolicy:
       return put(event.tls_policy, value);
+    case kTransport:
+      return put(event.transport, value);
     case kReply:
       return put(event.reply, value);
     case kEnhanced:
@@ -288,7 +291,7 @@ void encode(const Event& event, std::string& out) {
       event.provider,     event.client,    event.account,    event.source,   event.ehlo_name,
       event.mx,           event.peer,      event.reply,      event.enhanced, event.bounce_class,
       event.reason,       event.tls_version, event.tls_suite, event.tls_verified, event.tls_reason,
-      event.tls_policy};
+      event.tls_policy,   event.transport};
   // Each number takes at most 11 octets, each text its own and 3, the id 18.
   size_t most = 1 + 18 + 20 * 11;
   for (std::string_view text : texts) most += 3 + std::min(text.size(), kMostText);
@@ -314,7 +317,7 @@ void encode(const Event& event, std::string& out) {
       kPool,        kQueue,     kSite,      kProvider, kClient,   kAccount,     kSource,
       kEhloName,    kMx,        kPeer,      kReply,    kEnhanced, kBounceClass, kReason,
       kTlsVersion,  kTlsSuite,  kTlsVerified, kTlsReason,
-      kTlsPolicy};
+      kTlsPolicy,   kTransport};
   static_assert(std::size(kTextFields) == std::size(texts));
   for (size_t i = 0; i < std::size(texts); ++i) writer.text(kTextFields[i], texts[i]);
   writer.number(kSession, event.session);

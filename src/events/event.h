@@ -43,6 +43,7 @@ struct Event {
   std::string_view tls_verified;            // what the check of the peer's certificate said
   std::string_view tls_reason;              // why a delivery went in the clear
   std::string_view tls_policy;              // by which TLS was asked for: "dane", "mta-sts", ...
+  std::string_view transport;   // "discard", "file", "lmtp"; empty: SMTP
   Stage stage = Stage::none;
   std::string_view reply;       // verbatim, bounded to 1 KiB; escaped where it is written out
   uint16_t code = 0;

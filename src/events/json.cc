@@ -208,7 +208,7 @@ void append_json(const Event& event, std::string_view node, std::string& out) {
         &event.account,      &event.source,    &event.ehlo_name,  &event.mx,
         &event.peer,         &event.reply,     &event.enhanced,   &event.bounce_class,
         &event.reason,       &event.tls_version, &event.tls_suite, &event.tls_verified,
-        &event.tls_reason,   &event.tls_policy}) {
+        &event.tls_reason,   &event.tls_policy, &event.transport}) {
     texts += text->size();
   }
   // Keys, quotes, numbers and times of all fields come to less than 1600 octets.
@@ -259,6 +259,7 @@ void append_json(const Event& event, std::string_view node, std::string& out) {
   line.text(",\"ehlo_name\":", event.ehlo_name);
   line.text(",\"mx\":", event.mx);
   line.text(",\"peer\":", event.peer);
+  line.text(",\"transport\":", event.transport);
   line.text(",\"tls_policy\":", event.tls_policy);
   line.text(",\"tls_version\":", event.tls_version);
   line.text(",\"tls_suite\":", event.tls_suite);

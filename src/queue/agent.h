@@ -77,6 +77,7 @@ struct Attempt : reactor::Letter {
   std::string_view tls_version, tls_suite, tls_verified;  // static texts; empty in the clear
   std::string tls_reason;                // why it went in the clear
   std::string_view tls_policy;           // static text
+  std::string_view transport;            // static text: "discard", "file", "lmtp"; empty: SMTP
   uint64_t session = 0;                  // number of the connection
   uint32_t session_message = 0;          // which message of it, from 1
   uint32_t connect_ms = 0, transaction_ms = 0;

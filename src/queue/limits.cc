@@ -71,6 +71,10 @@ void Scheduler::update_turn(SubQueue& queue, bool front) {
 
 // Empty: the site stands for itself. Views stay valid. Without a domain only the hosts decide.
 std::string_view Scheduler::provider_of(const dns::Route& route, std::string_view domain) {
+  if (!route.provider.empty()) {
+    const config::Provider* named = rules_->provider(route.provider);
+    return named ? std::string_view(*provider_names_.insert(named->name).first) : std::string_view();
+  }
   if (route.explicit_hop) return {};
   std::vector<std::string_view> hosts;
   for (const dns::Host& host : route.hosts) {

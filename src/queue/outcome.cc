@@ -245,6 +245,7 @@ void Scheduler::finished(Attempt& attempt) {
     event.tls_verified = attempt.tls_verified;
     event.tls_reason = attempt.tls_reason;
     event.tls_policy = attempt.tls_policy;
+    event.transport = attempt.transport;
     event.session = attempt.session;
     event.session_message = attempt.session_message;
     event.recipients = static_cast<uint32_t>(attempt.recipients.size());

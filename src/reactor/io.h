@@ -209,6 +209,8 @@ class Io {
                      bool durable) = 0;
   virtual void read(Op& op, Handle file, std::span<const iovec> parts, uint64_t offset) = 0;
   virtual void sync(Op& op, Handle file) = 0;  // fdatasync
+  // As sync_directory(), of a directory that open_file() has opened for reading (fsync).
+  virtual void sync_names(Op& op, Handle directory) = 0;
   virtual Result<std::vector<std::string>> list_directory(const std::string& path) = 0;
   virtual Status make_directory(const std::string& path) = 0;  // one that exists is success
   virtual Status rename_file(const std::string& from, const std::string& to) = 0;

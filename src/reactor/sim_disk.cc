@@ -160,7 +160,6 @@ Result<SimDisk::FileId> SimDisk::open(const std::string& path, bool create) {
   }
   if (found == names_.end()) return failure("open", path, ENOENT);
   File& file = file_of(found->second);
-  if (file.directory) return failure("open", path, EISDIR);
   ++file.open;
   return found->second;
 }
@@ -226,6 +225,15 @@ Status SimDisk::resize(FileId file, uint64_t size) {
 
 void SimDisk::sync(FileId file) {
   File& synced = file_of(file);
+  if (synced.directory) {
+    for (const auto& [name, id] : names_) {
+      if (id == file) {
+        (void)sync_directory(std::string(name));
+        return;
+      }
+    }
+    return;  // it was removed meanwhile
+  }
   record({Change::Kind::sync, file, 0, "", "", ""});
   for (const Unsynced& write : synced.unsynced) {
     if (!write.lost) synced.durable.write(write.offset, write.bytes);

@@ -71,7 +71,7 @@ class SimDisk {
   explicit SimDisk(uint64_t capacity_bytes = UINT64_MAX);
 
   // ---- what a program does
-  // `create` fails with EEXIST, otherwise the file must exist. The id stays valid until release(), also
+  // `create` fails with EEXIST, otherwise the file (or directory, to be synced) must exist. The id stays valid until release(), also
   // when the name is gone.
   Result<FileId> open(const std::string& path, bool create);
   void release(FileId file);

@@ -473,6 +473,8 @@ void SimIo::sync(Op& op, Handle file) {
   if (!fails(record, Call::sync)) start_file_op(record);
 }
 
+void SimIo::sync_names(Op& op, Handle directory) { sync(op, directory); }
+
 void SimIo::perform(OpRecord& record) {
   if (record.done) return;  // cancelled
   const Faults& faults = core_.options.faults;

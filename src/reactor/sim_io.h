@@ -45,6 +45,7 @@ class SimIo final : public Io, private SimBufferPool::Listener {
              bool durable) override;
   void read(Op& op, Handle file, std::span<const iovec> parts, uint64_t offset) override;
   void sync(Op& op, Handle file) override;
+  void sync_names(Op& op, Handle directory) override;
   Result<std::vector<std::string>> list_directory(const std::string& path) override;
   Status make_directory(const std::string& path) override;
   Status rename_file(const std::string& from, const std::string& to) override;

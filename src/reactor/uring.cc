@@ -133,6 +133,7 @@ class UringIo final : public Io {
              bool durable) override;
   void read(Op& op, Handle file, std::span<const iovec> parts, uint64_t offset) override;
   void sync(Op& op, Handle file) override;
+  void sync_names(Op& op, Handle directory) override;
   Result<std::vector<std::string>> list_directory(const std::string& path) override {
     return directory_names(path);
   }
@@ -623,6 +624,14 @@ void UringIo::sync(Op& op, Handle file) {
   make_note<Note>(op, Note::Kind::other, file);
   io_uring_sqe& entry = next_entry();
   io_uring_prep_fsync(&entry, file, IORING_FSYNC_DATASYNC);
+  submit_entry(op, entry);
+}
+
+void UringIo::sync_names(Op& op, Handle directory) {
+  op.begin();
+  make_note<Note>(op, Note::Kind::other, directory);
+  io_uring_sqe& entry = next_entry();
+  io_uring_prep_fsync(&entry, directory, 0);
   submit_entry(op, entry);
 }
 

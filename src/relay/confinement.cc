@@ -18,6 +18,7 @@
 #include <filesystem>
 
 #include "config/hop_credentials.h"
+#include "config/shaping.h"
 
 // Newer than the headers of Debian 12 (Linux 6.2).
 #ifndef LANDLOCK_ACCESS_FS_TRUNCATE
@@ -180,6 +181,9 @@ ReachableFiles reachable_files(const config::Invocation& invocation) {
   files.write = {config.spool, folder_of(config.admin_socket)};
   files.sync = {folder_of(config.spool)};
   if (!config.events.empty()) files.write.push_back(folder_of(config.events));
+  if (config.shaping_rules) {
+    for (std::string& folder : config.shaping_rules->folders()) files.write.push_back(std::move(folder));
+  }
   for (const std::string& path : read_again(invocation)) files.read.push_back(folder_of(path));
   if (!config.tls_ca_file.empty()) files.read.push_back(folder_of(config.tls_ca_file));
   // What the resolver reads, and reads again when it has changed.

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "config/shaping.h"
 #include "relay/confinement.h"
 
 namespace millrace::relay {
@@ -63,6 +64,9 @@ Status become_user(const config::Invocation& invocation) {
   if (status.ok() && !config.events.empty()) {
     std::string directory = std::filesystem::absolute(config.events).parent_path();
     status = check_access(directory, W_OK | X_OK, "--events", user);
+  }
+  for (const std::string& folder : config.shaping_rules ? config.shaping_rules->folders() : std::vector<std::string>()) {
+    if (status.ok()) status = check_access(folder, R_OK | W_OK | X_OK, "deliver in --shaping", user);
   }
   for (const std::string& path : read_again(invocation)) {
     if (status.ok()) status = check_access(path, R_OK, "after a reload", user);

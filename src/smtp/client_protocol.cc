@@ -80,6 +80,12 @@ void append_ehlo(std::string& out, std::string_view name) {
   out.append("\r\n");
 }
 
+void append_lhlo(std::string& out, std::string_view name) {
+  out.append("LHLO ");
+  append_checked(out, name);
+  out.append("\r\n");
+}
+
 void append_helo(std::string& out, std::string_view name) {
   out.append("HELO ");
   append_checked(out, name);

@@ -32,6 +32,7 @@ mail::WireForm choose_wire_form(const mail::Content& content, const Capabilities
 
 void append_ehlo(std::string& out, std::string_view name);
 void append_helo(std::string& out, std::string_view name);
+void append_lhlo(std::string& out, std::string_view name);  // LMTP (RFC 2033 4.1)
 // SIZE, BODY, SMTPUTF8, REQUIRETLS, RET and ENVID where announced and meaningful.
 void append_mail(std::string& out, const mail::Envelope& envelope, const mail::Content& content,
                  const Capabilities& capabilities);

@@ -399,5 +399,55 @@ sources = ["mta2.example.com"]
             std::string::npos);
 }
 
+TEST(Delivering, EachWayIsRead) {
+  auto rules = read(R"(
+[domain."*"]
+deliver = "discard"
+[domain."a.example"]
+deliver = "discard 451 4.7.1 try later"
+[domain."b.example"]
+deliver = "file:/tmp/"
+[domain."c.example"]
+deliver = "lmtp:/run/dovecot/lmtp"
+[domain."d.example"]
+deliver = "lmtp://[2001:db8::1]:24"
+[domain."e.example"]
+deliver = "smtp"
+[provider.big]
+mx = ["*.big.example"]
+deliver = "discard 550 no"
+)");
+  using To = Deliver::To;
+  EXPECT_EQ(rules->deliver_of_any()->reply, "250 2.0.0 discarded");
+  EXPECT_EQ(rules->deliver_of("a.example")->reply, "451 4.7.1 try later");
+  EXPECT_EQ(rules->deliver_of("b.example")->path, "/tmp");
+  EXPECT_EQ(rules->deliver_of("b.example")->to, To::file);
+  EXPECT_EQ(rules->deliver_of("c.example")->path, "/run/dovecot/lmtp");
+  EXPECT_EQ(rules->deliver_of("d.example")->hop.host, "2001:db8::1");
+  EXPECT_EQ(rules->deliver_of("d.example")->hop.port, 24);
+  EXPECT_EQ(rules->deliver_of("e.example")->to, To::smtp);
+  EXPECT_EQ(rules->deliver_of("e.example")->where, "shaping.toml:13");
+  EXPECT_EQ(rules->deliver_of("f.example"), nullptr);
+  EXPECT_TRUE(rules->providers_deliver());
+  EXPECT_EQ(rules->provider("big")->deliver->reply, "550 no");
+  EXPECT_EQ(rules->folders(), std::vector<std::string>{"/tmp"});
+  EXPECT_FALSE(Shaping::built_in()->providers_deliver());
+}
+
+TEST(Delivering, WhatIsWrongIsNamedWithItsLineAndARemedy) {
+  const auto wrong = [](std::string_view to) { return error_of("[domain.\"a.example\"]\ndeliver = \"" + std::string(to) + "\"\n"); };
+  EXPECT_NE(wrong("discrad").find("shaping.toml:2: deliver: 'discrad' is unknown; known are \"discard\""), std::string::npos);
+  EXPECT_NE(wrong("discard 251 x").find("give 250, or a code from 400"), std::string::npos);
+  EXPECT_NE(wrong("discard 4511 x").find("is no reply"), std::string::npos);
+  EXPECT_NE(wrong("discard 451\\tx").find("is no reply"), std::string::npos);
+  EXPECT_NE(wrong("discard 451 \\u00e9").find("visible ASCII"), std::string::npos);
+  EXPECT_NE(wrong("file:mail").find("'mail' is no absolute path"), std::string::npos);
+  EXPECT_NE(wrong("file:/no/such/folder").find("install -d -o USER /no/such/folder"), std::string::npos);
+  EXPECT_NE(wrong("lmtp://host.example").find("write the port"), std::string::npos);
+  EXPECT_NE(wrong("lmtp:run/lmtp").find("no absolute path"), std::string::npos);
+  EXPECT_NE(error_of("[domain.\"a.example\"]\ndeliver = 3\n").find("expects a text in quotes"), std::string::npos);
+  EXPECT_NE(error_of("[pool.x]\ndeliver = \"discard\"\n").find("unknown key in [pool.x] 'deliver'"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace millrace::config

@@ -50,6 +50,7 @@ Event full_event() {
   e.bounce_class = "quota-issues";
   e.scope = Scope::recipient;
   e.reason = "why";
+  e.transport = "lmtp";
   e.attempt = 2;
   e.size = 20480;
   e.recipients = 5;
@@ -196,6 +197,7 @@ TEST(Json, NamesAndValuesOfTheSchema) {
       {"orcpt", "rfc822;rcpt@example.net"},
       {"job", "job"},
       {"tenant", "tenant"},
+      {"transport", "lmtp"},
       {"pool", "pool"},
       {"queue", "example.net"},
       {"site", "mx.example.net"},

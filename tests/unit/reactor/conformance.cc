@@ -783,6 +783,12 @@ TEST_P(Conformance, DirectoriesListWhatTheyHold) {
   ASSERT_TRUE(io().rename_file(directory + "/a", directory + "/z").ok());
   ASSERT_TRUE(io().remove_file(directory + "/b").ok());
   ASSERT_TRUE(io().sync_directory(directory).ok());
+  const Handle opened = io().open_file(directory, {}).value();
+  Recorder syncing;
+  syncing.start([&](Op& op) { io().sync_names(op, opened); });
+  ASSERT_TRUE(until([&] { return syncing.ended; }));
+  EXPECT_EQ(syncing.last(), 0);
+  io().close(opened);
   EXPECT_EQ(io().list_directory(directory).value(), (std::vector<std::string>{"inner", "z"}));
   EXPECT_EQ(io().remove_file(directory + "/b").error().number, ENOENT);
   EXPECT_EQ(io().rename_file(directory + "/b", directory + "/c").error().number, ENOENT);
