@@ -184,27 +184,28 @@ bool SimDisk::reserve(File& file, uint64_t end) {
 
 uint64_t SimDisk::free_space() const { return capacity_ > used_ ? capacity_ - used_ : 0; }
 
-int64_t SimDisk::write(FileId file, uint64_t offset, std::string_view bytes, bool durable) {
+int64_t SimDisk::write(FileId file, uint64_t offset, std::string bytes, bool durable) {
   File& written = file_of(file);
   ASSERT(!written.directory);
   if (!reserve(written, offset + bytes.size())) {
     uint64_t room = written.reserved + free_space() / kBlock * kBlock;
     if (room <= offset) return -ENOSPC;
-    bytes = bytes.substr(0, room - offset);
+    bytes.resize(room - offset);
     bool reserved = reserve(written, offset + bytes.size());
     ASSERT(reserved);
   }
   record({durable ? Change::Kind::durable_write : Change::Kind::write, file, offset, "", "",
-          recording_ ? std::string(bytes) : std::string()});
+          recording_ ? bytes : std::string()});
   written.cached.write(offset, bytes);
-  written.size = std::max(written.size, offset + bytes.size());
+  uint64_t size = bytes.size();
+  written.size = std::max(written.size, offset + size);
   if (durable && written.unsynced.empty()) {
     written.durable.write(offset, bytes);
   } else {
-    written.unsynced.push_back({offset, std::string(bytes), durable, false});
+    written.unsynced.push_back({offset, std::move(bytes), durable, false});
   }
-  if (durable) written.durable_size = std::max(written.durable_size, offset + bytes.size());
-  return static_cast<int64_t>(bytes.size());
+  if (durable) written.durable_size = std::max(written.durable_size, offset + size);
+  return static_cast<int64_t>(size);
 }
 
 size_t SimDisk::read(FileId file, uint64_t offset, char* to, size_t size) const {

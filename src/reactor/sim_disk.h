@@ -77,7 +77,7 @@ class SimDisk {
   void release(FileId file);
   uint64_t size(FileId file) const;
   // The bytes written, which are fewer than asked for when the disk fills up, or -ENOSPC.
-  int64_t write(FileId file, uint64_t offset, std::string_view bytes, bool durable);
+  int64_t write(FileId file, uint64_t offset, std::string bytes, bool durable);
   // The bytes read: fewer at the end of the file.
   size_t read(FileId file, uint64_t offset, char* to, size_t size) const;
   // Grows the file, and reserves the space.

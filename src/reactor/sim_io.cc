@@ -516,7 +516,7 @@ void SimIo::perform(OpRecord& record) {
     // One write of the whole: its parts are not apart on the disk.
     std::string bytes = gathered(record.parts, wanted);
     if (!bytes.empty()) {
-      moved = disk().write(record.file, record.offset, bytes, record.durable && !failed);
+      moved = disk().write(record.file, record.offset, std::move(bytes), record.durable && !failed);
     }
     if (failed) moved = -EIO;
   } else {
@@ -536,7 +536,7 @@ void SimIo::catch_write(OpRecord& record, Crash kind) {
   // gone to the disk, or has not.
   if (kind == Crash::process && core_.disk_chance.chance(0.5)) return;
   std::string bytes = gathered(record.parts, bytes_of(record.parts));
-  if (!bytes.empty()) disk().write(record.file, record.offset, bytes, false);
+  if (!bytes.empty()) disk().write(record.file, record.offset, std::move(bytes), false);
 }
 
 Result<std::vector<std::string>> SimIo::list_directory(const std::string& path) {

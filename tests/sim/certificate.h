@@ -1,5 +1,5 @@
 // The certificate of every server in simulation, which signs for itself: the same in every run, so that the
-// sizes of what a handshake sends are too; also an authority, for MTA-STS. RSA, whose signatures have one length. Its key opens
+// sizes of what a handshake sends are too; also an authority, for MTA-STS. Ed25519, whose signatures have one length and cost little. Its key opens
 // nothing else.
 #pragma once
 
@@ -11,53 +11,17 @@ inline tls::Certificate simulated_certificate() {
   tls::Certificate made;
   made.names = {"relay.example", "*.example"};
   made.chain_pem = R"(-----BEGIN CERTIFICATE-----
-MIIDODCCAiCgAwIBAgIUfULlmrClQ1DBaIUpK5XRS2lDipkwDQYJKoZIhvcNAQEL
-BQAwGDEWMBQGA1UEAwwNcmVsYXkuZXhhbXBsZTAgFw0yMDAxMDEwMDAwMDBaGA8y
-MTIwMTIzMTAwMDAwMFowGDEWMBQGA1UEAwwNcmVsYXkuZXhhbXBsZTCCASIwDQYJ
-KoZIhvcNAQEBBQADggEPADCCAQoCggEBALvW3KA2p7XhFyDyXkmUTjZMy8EJl+jx
-XDhkS+tYKF8f/F9DWvwECtKgBxyQwgOG0XVDX0YdkVfuSlo4rsFrRfeP/jOpOrwQ
-vg7OQAp61lnXevxsuIqOu5SZcULR0TNVEUGyPzy8aCEQ6IliMKOxgKjD4VN56ZYE
-efpsjTBaryJ/NXH7h3uU8vODLsl5jEnlEm8olkXh8FS92x9wqnuDl+3hM9Wl7NAZ
-r5zhz+oHsuRzzIeiNFLoCskq/0MjTNI2Cb1wtrFRYP6XZnIH3YRVUgZdc13jNCJI
-Ljftqt3WvSaeGGB3ZmKezMgtwiKD7SMz2sCqA+bGrp0XsvBDgcu1wb0CAwEAAaN4
-MHYwHQYDVR0OBBYEFPCAPETCkA50nlB6LywuCevsgH3OMB8GA1UdIwQYMBaAFPCA
-PETCkA50nlB6LywuCevsgH3OMA8GA1UdEwEB/wQFMAMBAf8wIwYDVR0RBBwwGoIN
-cmVsYXkuZXhhbXBsZYIJKi5leGFtcGxlMA0GCSqGSIb3DQEBCwUAA4IBAQBC0CDG
-f4RHgCVe9VCdD7D9w1QHccgC3iA5c8MrsWVIbypTYaVXz70KDXHfhKP2NqiHv3BQ
-sbAfLJSGbjQifj9wcq8KCujFPEVyz1VJnqrSEZKfZSEM8QzMGEfAHIhE4OLDGPHs
-uPN2jyCYRiSLVP7MwV6zKuGf3yuAPGnsgaD8TGDCHjkIe7YR96iCkbHZIWvM8APp
-ln2NvfoLHBiFWneoTUhGOZVvyyIOXIp75THQoI5de1QFw37wfUtiKpTHGBsgAvsK
-oVOOfVskAEHAHggmFsKW0NPl9P+TSMzjOPubNV0lr44Lb2bfZ8NNkHy2oUJjlQ0+
-vx2G58l0oxwehgAW
+MIIBSjCB/aADAgECAhQ79swV3GCvgxEPXM4iSciK+9kDPTAFBgMrZXAwGDEWMBQG
+A1UEAwwNcmVsYXkuZXhhbXBsZTAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMTIzMTAw
+MDAwMFowGDEWMBQGA1UEAwwNcmVsYXkuZXhhbXBsZTAqMAUGAytlcAMhAPVyQBu1
+oJqFvncQv1fXrrXHcdB1JY1iWt644aCjeZyco1cwVTAdBgNVHQ4EFgQUzWeGrH9o
+OECKnEURvv2kEv2f1QQwDwYDVR0TAQH/BAUwAwEB/zAjBgNVHREEHDAagg1yZWxh
+eS5leGFtcGxlggkqLmV4YW1wbGUwBQYDK2VwA0EAE6JczNPZ8JwsDbBBSx6XFTWd
+11iQRf5W57hhP8gsPcHogLwmThNNrSZL62i2J85o7MZCZ+fq4DlLIb0LjfMIDQ==
 -----END CERTIFICATE-----
 )";
   made.key_pem = R"(-----BEGIN PRIVATE KEY-----
-MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC71tygNqe14Rcg
-8l5JlE42TMvBCZfo8Vw4ZEvrWChfH/xfQ1r8BArSoAcckMIDhtF1Q19GHZFX7kpa
-OK7Ba0X3j/4zqTq8EL4OzkAKetZZ13r8bLiKjruUmXFC0dEzVRFBsj88vGghEOiJ
-YjCjsYCow+FTeemWBHn6bI0wWq8ifzVx+4d7lPLzgy7JeYxJ5RJvKJZF4fBUvdsf
-cKp7g5ft4TPVpezQGa+c4c/qB7Lkc8yHojRS6ArJKv9DI0zSNgm9cLaxUWD+l2Zy
-B92EVVIGXXNd4zQiSC437ard1r0mnhhgd2ZinszILcIig+0jM9rAqgPmxq6dF7Lw
-Q4HLtcG9AgMBAAECggEAA9Z4/YEAXjPyIAczq/cuvedFxnTmuKitxK0v6+gKMx9Z
-La0Xn8yJWBJS8t92R1Iq12V//dO+03gX5s3/rA4ACPXVMMMFYzBIYc8O+efWl1FS
-vvONta8C4B9edAoLZywWxSvaJOiIjBxnU99AtSd8RHZ0FRuJjTocL+Sl4dYIfADq
-YNYRgE6hY5R8YDU6xBgER5GIeHaCIHu6tCJX+tg4aUZm1dwdQQRuQVl8QQLcNVs8
-RlqGym4xPBJISIGnoOALFllE40HGcxXoD1Z2zpxJqnQLNlCj2r+PhSjh4Y45A9Uh
-q0coG0DcmJuNW4ACfoisIQAEUpDZuS+MAvr/uQkitQKBgQDqAZxHxy1kRY0TaMUj
-o8ozkLb3FKSPlY2XBk1r0VV+dKqiwIohb3nOE3jluBsjoB5ySp6Kcu8smiO9Xcx6
-WbRwGDtJUHIwZEyk+4JaQ7oF1NYcD9CKiCwC1c9jDCQ9W5UhLVu6D8dlVrMB4MD9
-Ed9ubDov8t+rjc1vt/dVkIFvawKBgQDNfm8+fFyGzPUo0cWe4l7cp2rsPdy3Kkfw
-AHcnfr4DxkwmWZA0slJl4WfX7/FMHmS3zry0lvEX3zRPUcEYufSC0a/u5yZeIcae
-C+4QhpAn6thG/EXeS6TRMj6VW4YI3St5gt3YmccukiTqHfBxA+ov+ishRbKSQJCU
-8oMZrfGldwKBgHDpvAYqhq2Wnd8as91hoCTHlHGexVT/PeX8xYjb5pvxIZEMxNoj
-Vyvn23NFJdtH3MkbVmrJ0Ly917b9Nrhm5pkcKCdVKPROwWjub1Ssz2sW6wV5YBAo
-aswnbT2G00nEEi6DG3qpOHaeohuq3pR+dkhq8pzGXcUC1Hku1Kq14q7nAoGAfgbZ
-sOfSUzXl8Rfd7FiGtyrSD3rNH2SF4/JVIVrArE30K9zn7PmkQSlhZ3SXdwh42qWm
-49ZinDJewXqxQzngdE6naIxI4pgyWIGWinoMdP65j6duLiwUM9xtt2n/JPaHkCkr
-Z4jAOJaWnyKncJhnCu+RfgFhyAJi6YZl0tz0A3cCgYEAv2gYQxoR+lyEQ6iqYeBR
-f/dDh/wMOQlg6RHa9llg3e/dmIPfkxLdzCjS+PELtx72x69vSLp8DxMmRhYacMID
-PM82C73lpF+ft9RXY8GqqmP6KbGCxl3OqHoKRhz+O/7jyuBxFYR2aRQWdssKWeDa
-uxcBThDCKZHm2tE7pe5/33Y=
+MC4CAQAwBQYDK2VwBCIEIDY7LsCuNudf/QD3a5DdpgeshtxPmgBeK/iK70z4KDh7
 -----END PRIVATE KEY-----
 )";
   return made;
