@@ -3,11 +3,12 @@
 
 Stages, in this order:
   layers   includes point one way (tests/layers.py), each row of the checklist has a test (tests/rows.py)
-  unit     release build in build/; unit, simulation and crash tests
-  asan     the same under AddressSanitizer and UndefinedBehaviorSanitizer, in build-asan/ (clang), with fewer seeds and
-           crashes; with --long also system tests with such a relay
-  tsan     the tests of what crosses cores, and a share of the simulation, under ThreadSanitizer, in build-tsan/, and a
-           system test with such a relay of two shards; with --long all unit tests
+  sim      release build in build/; whole relays in simulation, crash tests, mutants, transcripts, hostile receivers;
+           with --long the unit tests too
+  asan     unit tests, and fewer of the above, under AddressSanitizer and UndefinedBehaviorSanitizer, in build-asan/
+           (clang); with --long also system tests with such a relay
+  tsan     unit tests and a share of the simulation under ThreadSanitizer, in build-tsan/, and a system test with such a
+           relay of two shards
   fuzz     a short run of every fuzzer, in build-fuzz/ (clang)
   system   tests/system/*.py: whole programs; each says itself why it is skipped (exit code 77)
 
@@ -164,17 +165,27 @@ def run_program(tally, label, name, command, timeout, env=None):
         print(f'  {label}/{name}: {tally.passed - before} passed in {seconds:.1f} s', flush=True)
 
 
+def introspect(folder, what):
+    return json.loads(subprocess.run(['meson', 'introspect', f'--{what}', folder], cwd=ROOT, text=True,
+                                     stdout=subprocess.PIPE, check=True).stdout)
+
+
+def is_unit_test(test):
+    return 'millrace:unit' in test['suite']
+
+
 def meson_tests(folder):
-    listing = subprocess.run(['meson', 'introspect', '--tests', folder], cwd=ROOT, text=True,
-                             stdout=subprocess.PIPE, check=True).stdout
-    return json.loads(listing)
+    # Google Benchmark programs are built, so that they keep building, and not run.
+    return [test for test in introspect(folder, 'tests')
+            if not any(suite.endswith('bench') for suite in test['suite'])]
 
 
-def run_meson_tests(tally, label, folder, options, slower=1, arguments=None):
-    for test in meson_tests(folder):
-        # Google Benchmark programs are built, so that they keep building, and not run.
-        if any(suite.endswith('bench') for suite in test['suite']):
-            continue
+def programs_of(tests, folder):
+    return sorted({os.path.relpath(test['cmd'][0], ROOT / folder) for test in tests})
+
+
+def run_meson_tests(tally, label, tests, options, slower=1, arguments=None):
+    for test in tests:
         env = dict(test.get('env') or {})
         if options.long:
             env['MILLRACE_TEST_LONG'] = '1'
@@ -192,9 +203,21 @@ def stage_layers(tally, options):
             tally.fail(script, output)
 
 
-def stage_unit(tally, options):
-    if build(tally, 'build', RELEASE):
-        run_meson_tests(tally, 'unit', 'build', options)
+def build_release(tally, unit_tests):
+    """Builds build/. Unit tests take a compiler minutes, and the sanitizers' builds run them all."""
+    folder = 'build'
+    if not configure(tally, folder, RELEASE):
+        return False
+    targets = [] if unit_tests else [
+        os.path.relpath(made, ROOT / folder) for target in introspect(folder, 'targets') for made in target['filename']
+        if target['build_by_default'] and not pathlib.Path(target['defined_in']).is_relative_to(ROOT / 'tests/unit')]
+    return compile_targets(tally, folder, targets)
+
+
+def stage_sim(tally, options):
+    if build_release(tally, unit_tests=options.long):
+        tests = [test for test in meson_tests('build') if options.long or not is_unit_test(test)]
+        run_meson_tests(tally, 'sim', tests, options)
 
 
 def run_system_test(tally, label, folder, script, *arguments):
@@ -212,14 +235,14 @@ def stage_asan(tally, options):
     # Clang's checks of undefined behaviour are more than GCC's: a number that does not fit the integer it is cast to.
     if not configure(tally, folder, sanitized('address,undefined'), CLANG):
         return
-    programs = [os.path.relpath(test['cmd'][0], ROOT / folder) for test in meson_tests(folder)]
-    if not compile_targets(tally, folder, [*programs, *(['millrace'] if options.long else [])]):
+    tests = meson_tests(folder)
+    if not compile_targets(tally, folder, programs_of(tests, folder) + (['millrace'] if options.long else [])):
         return
     # What plays many worlds, of which each takes ten times as long here, plays fewer.
     fewer = {'spool_crash': ['--gtest_filter=*EveryMomentOfTheLog*']}
     if not options.long:
         fewer |= {'relay_sim': ['--seeds', '1-100']}
-    run_meson_tests(tally, 'asan', folder, options, slower=3, arguments=fewer)
+    run_meson_tests(tally, 'asan', tests, options, slower=3, arguments=fewer)
     if options.long:
         for script in ('relay_delivers', 'relay_retries', 'relay_survives_kill'):
             run_system_test(tally, 'asan', folder, script)
@@ -227,22 +250,15 @@ def stage_asan(tally, options):
 
 def stage_tsan(tally, options):
     # What the kernel does through a ring is not seen by ThreadSanitizer, and need not be: a ring and its buffers belong
-    # to one thread. Nor has it anything to see in a test of one thread: those run with --long.
+    # to one thread.
     folder = 'build-tsan'
-    cases = {'reactor_parts': ['--gtest_filter=*Mailbox*'], 'spool_uring': [], 'relay': [], 'relay_sim': ['--seeds', '1-25']}
     if not configure(tally, folder, sanitized('thread')):
         return
-    tests = [test for test in meson_tests(folder) if options.long or test['name'] in cases]
-    if len(tests) < len(cases):
-        tally.fail('tsan: tests are missing: there are ' + ', '.join(test['name'] for test in tests))
-    programs = {os.path.relpath(test['cmd'][0], ROOT / folder) for test in tests}
-    if not compile_targets(tally, folder, ['millrace', *programs]):
+    tests = [test for test in meson_tests(folder) if is_unit_test(test) or test['name'] == 'relay_sim']
+    if not compile_targets(tally, folder, ['millrace', *programs_of(tests, folder)]):
         return
-    if options.long:
-        run_meson_tests(tally, 'tsan', folder, options, slower=3, arguments={'relay_sim': ['--seeds', '1-200']})
-    else:
-        for test in tests:
-            run_program(tally, 'tsan', test['name'], test['cmd'] + cases[test['name']], 600)
+    run_meson_tests(tally, 'tsan', tests, options, slower=3,
+                    arguments={'relay_sim': ['--seeds', '1-200' if options.long else '1-25']})
     run_system_test(tally, 'tsan', folder, 'relay_delivers', 'two-shards')
 
 
@@ -267,7 +283,7 @@ def stage_fuzz(tally, options):
 
 
 def stage_system(tally, options):
-    if not build(tally, 'build', RELEASE):
+    if not build_release(tally, unit_tests=False):
         return
     os.sync()  # what builds have written must not be in the way of relays that wait for their disk
     for script in sorted((ROOT / 'tests/system').glob('[a-z]*.py')):
@@ -277,11 +293,7 @@ def stage_system(tally, options):
                         {'MILLRACE_TEST_LONG': '1'} if options.long else None)
 
 
-# Run without being asked for: what keeps far enough from an hour also on a machine that has half of its time stolen
-# (docs/testing.md has the cost of each stage). The others by --long or --only.
-SHORT = ('layers', 'unit', 'tsan', 'fuzz', 'system')
-
-STAGES = {'layers': stage_layers, 'unit': stage_unit, 'asan': stage_asan, 'tsan': stage_tsan,
+STAGES = {'layers': stage_layers, 'sim': stage_sim, 'asan': stage_asan, 'tsan': stage_tsan,
           'fuzz': stage_fuzz, 'system': stage_system}
 
 
@@ -289,9 +301,9 @@ def main():
     parser = argparse.ArgumentParser(prog='tools/test', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--long', action='store_true', help='more seeds, longer fuzzing')
-    parser.add_argument('--only', metavar='STAGE,...', help='default: ' + ','.join(SHORT) + '; with --long all')
+    parser.add_argument('--only', metavar='STAGE,...', help='default: all, ' + ','.join(STAGES))
     options = parser.parse_args()
-    wanted = options.only.split(',') if options.only else list(STAGES if options.long else SHORT)
+    wanted = options.only.split(',') if options.only else list(STAGES)
     for name in wanted:
         if name not in STAGES:
             parser.error(f'no stage {name!r}; there are {", ".join(STAGES)}')

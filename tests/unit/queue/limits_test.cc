@@ -292,6 +292,25 @@ TEST_F(LimitsTest, MailOfAShardThatAReloadLeavesWithoutAShareIsLent) {
   EXPECT_EQ(queued(), 0u);
 }
 
+TEST_F(LimitsTest, AShardThatAReloadGivesAShareOpensItsConnections) {
+  config_.destination_connections = 1;
+  config_.initial_connections = 1;
+  build(2, "");
+  route_all_to("mx.example");
+  for (auto& shard : shards_) shard->agent->hold_attempts = true;
+  for (int i = 0; i < 200; ++i) enqueue(1, "d.example");
+  run(kSecond / 10);
+  ASSERT_EQ(shards_[1]->agent->lanes.size(), 0u) << "the only connection is the other shard's";
+  config_.destination_connections = 20;
+  adopt("");
+  for (int i = 0; i < 30; ++i) {
+    run(kSecond / 10);
+    for (auto& shard : shards_) shard->agent->finish_all();
+  }
+  EXPECT_GT(shards_[1]->agent->opened, 1u) << "its ramp rises with what is accepted";
+  EXPECT_LE(lanes(), 20u);
+}
+
 TEST_F(LimitsTest, AttemptsInFlightAreGivenBackWhateverBecomesOfThem) {
   build(2, "[job.\"*\"]\nin-flight = 2\n");
   route_all_to("mx.example");

@@ -152,7 +152,7 @@ class Crafted {
 };
 
 // Puts a file on the disk, or writes over the start of one that is there.
-inline void put_file(reactor::SimDisk& disk, const std::string& path, std::string_view bytes,
+inline void put_file(reactor::SimDisk& disk, const std::string& path, std::string bytes,
                      uint64_t offset = 0) {
   auto file = disk.open(path, !disk.exists(path));
   ASSERT_TRUE(file.ok()) << path;

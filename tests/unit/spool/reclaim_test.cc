@@ -386,5 +386,44 @@ TEST(SpoolReclaim, WhatTheFirstStartFoundIsMovedToo) {
   }
 }
 
+// The power goes between the copy of a message and the end of its segment, a note names the copy, and the copy is
+// damaged: the original counts, with that note, and compaction comes to an end.
+TEST(SpoolReclaim, ANoteThatNamesADamagedCopyGoesWithTheOriginal) {
+  config::Config config = compacting();
+  config.compact_below_percent = 30;  // what compaction writes stays where it is
+  CompactionWorld w(1, 2, config);
+  ASSERT_EQ(w.start(), "");
+  struct Move {
+    mail::SpoolId id;
+    Location from, to;
+  };
+  std::optional<Move> first;
+  for (auto& spool : w.spools) {
+    spool->on_moved = [&](const mail::SpoolId& which, Location from, Location to) {
+      auto it = w.live.find(which);
+      if (it == w.live.end() || it->second != from) return;
+      it->second = to;
+      if (!first) first = {which, from, to};
+    };
+  }
+  w.fill();
+  ASSERT_TRUE(w.run([&] { return first.has_value(); }));
+  w.give(first->id, false, "said of the copy");
+  ASSERT_TRUE(w.run([&] { return w.all_answered(); }));
+  ASSERT_TRUE(w.disk().exists("/spool/" + segment_name(first->from.segment)));
+  w.crash(Crash::power);
+  w.disk().flip_bit("/spool/" + segment_name(first->to.segment), first->to.offset + 20, 1);
+  ASSERT_EQ(w.start(), "");
+  w.listen();
+  w.check_recovered("");
+  ASSERT_EQ(w.live.at(first->id), first->from);
+  w.world.run_for(10 * kSecond);
+  uint64_t written = w.spools[0]->stats().bytes_written;
+  w.world.run_for(20 * kSecond);
+  EXPECT_EQ(w.spools[0]->stats().bytes_written, written) << "nothing is moved over and over";
+  w.check_all("");
+  w.restart_and_check(Crash::power, "");
+}
+
 }  // namespace
 }  // namespace millrace::spool
