@@ -16,6 +16,7 @@ Every case of a GoogleTest program counts as one test, every other program or sc
 that cannot be built is one failure, and the others still run.
 """
 import argparse
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as xml
 
@@ -53,6 +55,15 @@ class Tally:
     def skip(self, name, reason):
         self.skips.append(name)
         print(f'skipped {name}: {reason}', flush=True)
+
+    def add(self, other):
+        with ADDING:
+            self.passed += other.passed
+            self.failures += other.failures
+            self.skips += other.skips
+
+
+ADDING = threading.Lock()
 
 
 def run(command, timeout, env=None):
@@ -129,7 +140,6 @@ def build(tally, folder, options, targets=(), env=None):
 
 def count_gtest(tally, label, name, report, code, output):
     """Counts the cases of one GoogleTest program from its XML report."""
-    failed_before = len(tally.failures)
     for case in xml.parse(report).getroot().iter('testcase'):
         case_name = f'{label}/{name}: {case.get("classname")}.{case.get("name")}'
         if case.find('failure') is not None:
@@ -140,29 +150,30 @@ def count_gtest(tally, label, name, report, code, output):
             tally.passed += 1
     if code != 0:
         # Died after its report, or a failure outside of any case.
-        if len(tally.failures) == failed_before:
+        if not tally.failures:
             tally.fail(f'{label}/{name}: exit code {code}')
         print('\n'.join(output.strip().splitlines()[-80:]))
 
 
 def run_program(tally, label, name, command, timeout, env=None):
+    own = Tally()
     with tempfile.TemporaryDirectory(prefix='millrace-test-') as scratch:
         report = pathlib.Path(scratch) / 'report.xml'
         started = time.monotonic()
         code, output = run(command, timeout, {**STRICT_SANITIZERS, **(env or {}),
                                               'GTEST_OUTPUT': f'xml:{report}'})
         seconds = time.monotonic() - started
-        before = tally.passed
         if report.exists() and code is not None:
-            count_gtest(tally, label, name, report, code, output)
+            count_gtest(own, label, name, report, code, output)
         elif code == 0:
-            tally.passed += 1
+            own.passed = 1
         elif code == SKIP:
-            tally.skip(f'{label}/{name}', (output.strip().splitlines() or ['no reason given'])[-1])
+            own.skip(f'{label}/{name}', (output.strip().splitlines() or ['no reason given'])[-1])
         else:
-            tally.fail(f'{label}/{name}: ' + ('time-out' if code is None else f'exit code {code}'),
-                       output)
-        print(f'  {label}/{name}: {tally.passed - before} passed in {seconds:.1f} s', flush=True)
+            own.fail(f'{label}/{name}: ' + ('time-out' if code is None else f'exit code {code}'),
+                     output)
+        print(f'  {label}/{name}: {own.passed} passed in {seconds:.1f} s', flush=True)
+    tally.add(own)
 
 
 def introspect(folder, what):
@@ -184,14 +195,23 @@ def programs_of(tests, folder):
     return sorted({os.path.relpath(test['cmd'][0], ROOT / folder) for test in tests})
 
 
+def run_together(jobs):
+    """Calls each of these, as many at a time as there are processors."""
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done in [pool.submit(*job) for job in jobs]:
+            done.result()
+
+
 def run_meson_tests(tally, label, tests, options, slower=1, arguments=None):
+    jobs = []
     for test in tests:
         env = dict(test.get('env') or {})
         if options.long:
             env['MILLRACE_TEST_LONG'] = '1'
         timeout = (test.get('timeout') or 30) * slower * (20 if options.long else 4)
-        run_program(tally, label, test['name'], test['cmd'] + (arguments or {}).get(test['name'], []),
-                    timeout, env)
+        jobs.append((run_program, tally, label, test['name'], test['cmd'] + (arguments or {}).get(test['name'], []),
+                     timeout, env))
+    run_together(jobs)
 
 
 def stage_layers(tally, options):
@@ -272,14 +292,17 @@ def stage_fuzz(tally, options):
                      if p.is_file() and os.access(p, os.X_OK))
     if not fuzzers:
         tally.fail('fuzz: no fuzzer was built')
-    for fuzzer in fuzzers:
+
+    def fuzz(program):
         with tempfile.TemporaryDirectory(prefix='millrace-fuzz-') as grown:
             # New inputs go to the first folder; the corpus in the tree is only read.
-            seeds = ROOT / 'tests/fuzz/corpus' / fuzzer.name.removeprefix('fuzz_')
-            command = [str(fuzzer), f'-max_total_time={seconds}', '-rss_limit_mb=2048', '-timeout=10',
+            seeds = ROOT / 'tests/fuzz/corpus' / program.name.removeprefix('fuzz_')
+            command = [str(program), f'-max_total_time={seconds}', '-rss_limit_mb=2048', '-timeout=10',
                        '-print_final_stats=0', f'-artifact_prefix={ROOT}/build-fuzz/', grown]
-            run_program(tally, 'fuzz', fuzzer.name, command + ([str(seeds)] if seeds.is_dir() else []),
+            run_program(tally, 'fuzz', program.name, command + ([str(seeds)] if seeds.is_dir() else []),
                         seconds + 300)
+
+    run_together([(fuzz, program) for program in fuzzers])
 
 
 def stage_system(tally, options):
