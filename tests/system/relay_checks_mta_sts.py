@@ -34,6 +34,35 @@ def certificate(host, trusted=True):
     return f'{base}.pem', f'{base}.key'
 
 
+class Answers(http.server.BaseHTTPRequestHandler):
+    """What an HTTPS server of a test says; do_GET and do_POST are the test's."""
+
+    def answer(self, status, body, kind='text/plain', **headers):
+        self.send_response(status)
+        for name, value in {'Content-Type': kind, 'Content-Length': str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *words):
+        pass
+
+
+class HttpsServer(http.server.ThreadingHTTPServer):
+    """Serves on port 443 of this address until the end of the process; `pair`: certificate and key."""
+    daemon_threads = True
+
+    def __init__(self, address, pair, answers):
+        super().__init__((address, 443), answers)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*pair)
+        self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, *words):
+        pass  # a client that does not like the certificate
+
+
 class Case:
     """A domain: its policy host, its MX host."""
 
@@ -49,36 +78,18 @@ class Case:
         self.mx_address, self.https_address = f'127.0.20.{number + 1}', f'127.0.30.{number + 1}'
         self.files = certificate(f'mx.{self.domain}', self.mx_trusted)
         pair = certificate(self.https_name or f'mta-sts.{self.domain}', self.https_trusted)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*pair)
         case = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Policy(Answers):
             def do_GET(self):
                 REQUESTS.append((case.name, self.path))
                 if case.hangs:
                     time.sleep(60)
                 body = POLICY.format(mode=case.mode, mx=case.mx or f'mx.{case.domain}', age=case.age) + case.padding * '\n'
-                self.send_response(case.status)
-                if case.status in (301, 302):
-                    self.send_header('Location', f'https://mta-sts.{case.domain}/elsewhere')
-                self.send_header('Content-Type', case.kind)
-                self.send_header('Content-Length', str(len(body)))
-                self.end_headers()
-                self.wfile.write(body.encode())
+                elsewhere = {'Location': f'https://mta-sts.{case.domain}/elsewhere'} if case.status in (301, 302) else {}
+                self.answer(case.status, body.encode(), case.kind, **elsewhere)
 
-            def log_message(self, *words):
-                pass
-
-        class Server(http.server.ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *words):
-                pass  # a client that does not like the certificate
-
-        self.server = Server((self.https_address, 443), Handler)
-        self.server.socket = context.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.server = HttpsServer(self.https_address, pair, Policy)
 
     def zone(self, identity='1'):
         return (f'{self.name} MX 10 mx.{self.name}\nmx.{self.name} A {self.mx_address}\n_mta-sts.{self.name} TXT "v=STSv1; id={identity};"\n'

@@ -3,14 +3,11 @@
 meets it, a domain that has no TLS, one that wants its report by mail; a server that answers at the second try; what an operator
 asks for, and what a restart keeps."""
 import gzip
-import http.server
 import json
-import ssl
 import subprocess
-import threading
 
 from harness import BUILD, SCRATCH, Relay, check, dns, equal, eventually, isolate, load, log_of, need, run, sink
-from relay_checks_mta_sts import authority, certificate
+from relay_checks_mta_sts import Answers, HttpsServer, authority, certificate
 
 POSTS = []  # (path, content type, report)
 ANSWERS = {'/in': [200], '/busy': [503, 201], '/plain': [200]}
@@ -19,10 +16,7 @@ POLICY = 'version: STSv1\r\nmode: enforce\r\nmx: *.two.test\r\nmax_age: 86400\r\
 
 def serve(address, name, trusted=True):
     """HTTPS: the policy by GET, reports by POST."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate(name, trusted))
-
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(Answers):
         def do_GET(self):
             self.answer(200, POLICY.encode())
 
@@ -32,25 +26,7 @@ def serve(address, name, trusted=True):
             answers = ANSWERS[self.path]
             self.answer(answers.pop(0) if len(answers) > 1 else answers[0], b'thanks')
 
-        def answer(self, status, body):
-            self.send_response(status)
-            self.send_header('Content-Type', 'text/plain')
-            self.send_header('Content-Length', str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *words):
-            pass
-
-    class Server(http.server.ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *words):
-            pass  # a client that does not like the certificate
-
-    server = Server((address, 443), Handler)
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    HttpsServer(address, certificate(name, trusted), Handler)
 
 
 def ctl(relay, *words):

@@ -107,6 +107,17 @@ class SpoolWorld {
     if (!result) return "it takes too long";
     return *result;
   }
+  // Opens for one shard and does not recover.
+  void open_only() {
+    ios.push_back(world.make_io(host));
+    boxes.push_back(std::make_unique<reactor::Mailbox>(*ios[0]));
+    std::optional<Result<std::unique_ptr<Directory>>> opened;
+    reactor::spawn(Directory::open(*ios[0], *boxes[0], config_), [&](auto result) { opened = std::move(result); });
+    ASSERT_TRUE(run([&] { return opened.has_value(); }));
+    ASSERT_TRUE(opened->ok());
+    directory = std::move(**opened);
+    spools.push_back(directory->shard(*ios[0], *boxes[0]));
+  }
   void stop() {
     bool closed = false;
     reactor::spawn(directory->close(), [&](Status status) { closed = status.ok(); });

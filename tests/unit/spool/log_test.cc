@@ -62,17 +62,8 @@ TEST(SpoolLog, WhatIsAskedBeforeTheStartWaitsForIt) {
   ASSERT_EQ(w.start(), "");
   Location at = w.append(id(1), 2000);
   w.stop();
-  // As SpoolWorld::start does it, with requests between opening and recovering.
   w.memory = {};
-  w.ios.push_back(w.world.make_io(w.host));
-  w.boxes.push_back(std::make_unique<reactor::Mailbox>(*w.ios[0]));
-  std::optional<Result<std::unique_ptr<Directory>>> opened;
-  reactor::spawn(Directory::open(*w.ios[0], *w.boxes[0], w.config()),
-                 [&](auto result) { opened = std::move(result); });
-  ASSERT_TRUE(w.run([&] { return opened.has_value(); }));
-  ASSERT_TRUE(opened->ok());
-  w.directory = std::move(**opened);
-  w.spools.push_back(w.directory->shard(*w.ios[0], *w.boxes[0]));
+  w.open_only();
   Message& m = w.send(id(2), 100);
   Outcome& o = w.give_note(id(1), at, false, "tried", "");
   w.world.run_for(kSecond);
@@ -91,15 +82,7 @@ TEST(SpoolLog, WhatIsAskedBeforeTheStartWaitsForIt) {
 
 TEST(SpoolLog, OneThatNeverStartedClosesAndAnswers) {
   SpoolWorld w(1);
-  w.ios.push_back(w.world.make_io(w.host));
-  w.boxes.push_back(std::make_unique<reactor::Mailbox>(*w.ios[0]));
-  std::optional<Result<std::unique_ptr<Directory>>> opened;
-  reactor::spawn(Directory::open(*w.ios[0], *w.boxes[0], w.config()),
-                 [&](auto result) { opened = std::move(result); });
-  ASSERT_TRUE(w.run([&] { return opened.has_value(); }));
-  ASSERT_TRUE(opened->ok());
-  w.directory = std::move(**opened);
-  w.spools.push_back(w.directory->shard(*w.ios[0], *w.boxes[0]));
+  w.open_only();
   Message& m = w.send(id(2), 100);
   bool closed = false;
   reactor::spawn(w.directory->close(), [&](Status status) { closed = status.ok(); });
