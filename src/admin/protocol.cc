@@ -272,6 +272,7 @@ json to_json(const queue::ExplainRow& row, int64_t now, int64_t wall_ms) {
   put_text(out, "why", row.why);
   put_time(out, "next_attempt", row.next_attempt_ms);
   put_time(out, "held_until", row.held_until_ms);
+  put_text(out, "source_wrong", row.source_wrong);
   put_text(out, "mode", row.mode);
   put_time(out, "mode_until", row.mode_until_ms);
   put_text(out, "messages_per_connection", row.messages_per_connection);

@@ -282,6 +282,7 @@ std::string show_explain(const json& result, const ViewOptions& options) {
     line("provider", text_of(row, "provider"));
     line("site", text_of(row, "site"));
     line("source", text_of(row, "source"));
+    line("", text_of(row, "source_wrong"));
     line("mail", fmt::format("{}: {} ready, {} in delivery, {} waiting for a retry; {} connections",
                              number_of(row, "messages"), number_of(row, "ready"), number_of(row, "in_flight"),
                              number_of(row, "waiting"), number_of(row, "connections")));

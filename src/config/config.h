@@ -110,6 +110,7 @@ struct Config {
   // ---- queue and delivery
   std::vector<Source> sources;
   Ipv6 ipv6 = Ipv6::off;
+  bool ipv6_without_ptr = false;              // also from addresses whose PTR record and name do not match
   NextHop smarthost;
   std::map<std::string, NextHop> routes;      // by routing domain
   std::string next_hop_credentials;           // file; empty: none

@@ -506,6 +506,9 @@ std::vector<Field> make_schema() {
                    {{"off", Ipv6::off}, {"prefer", Ipv6::prefer}, {"after-ipv4", Ipv6::after_ipv4}},
                    "Whether MX hosts are reached by IPv6; unless given, after-ipv4 once a --source "
                    "has an IPv6 address."));
+  add(toggle("ipv6-without-ptr", &C::ipv6_without_ptr,
+             "Reaches MX hosts by IPv6 also from an address whose PTR record does not name a host that leads back to it; many "
+             "receivers refuse such mail."));
   add(smarthost().empty_means("none"));
   add(route().empty_means("none"));
   add(text("next-hop-credentials", "FILE", &C::next_hop_credentials,

@@ -17,6 +17,7 @@
 #include "delivery/connection.h"
 #include "delivery/hand_over.h"
 #include "delivery/mta_sts.h"
+#include "delivery/source_check.h"
 #include "delivery/tls_report.h"
 #include "delivery/tls_policy.h"
 #include "dns/mx.h"
@@ -67,6 +68,8 @@ class DeliveryAgent final : public queue::Agent {
 
   // For connections opened from now on.
   void adopt(config::Snapshot config);
+  // What the DNS says of our sources; outlives the agent. nullptr: nobody asks.
+  void set_sources(const SourceCheck* sources) { sources_ = sources; }
   // Resets every connection; each still ends by lane_closed().
   void abort();
   const AgentStats& stats() const { return stats_; }
@@ -91,6 +94,7 @@ class DeliveryAgent final : public queue::Agent {
   config::Snapshot config_;
   dns::Mx& mx_;
   StsPolicies sts_;
+  const SourceCheck* sources_ = nullptr;
   queue::Dispatcher* dispatcher_ = nullptr;
   std::vector<std::unique_ptr<Connection>> connections_;
   std::vector<std::unique_ptr<HandOver>> hand_overs_;

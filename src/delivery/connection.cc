@@ -39,11 +39,11 @@ bool is_in(const std::vector<reactor::Address>& list, const reactor::Address& ad
   return std::find(list.begin(), list.end(), address) != list.end();
 }
 
-dns::Families families_of(const config::Config& config, const config::Source& source) {
+dns::Families families_of(const config::Config& config, const config::Source& source, bool ipv6_usable) {
   dns::Families families;
   const bool bound = !source.ipv4.empty() || !source.ipv6.empty();
   families.ipv4 = !bound || !source.ipv4.empty();
-  families.ipv6 = config.ipv6 != config::Ipv6::off && (!bound || !source.ipv6.empty());
+  families.ipv6 = ipv6_usable && config.ipv6 != config::Ipv6::off && (!bound || !source.ipv6.empty());
   families.ipv6_first = config.ipv6 == config::Ipv6::prefer;
   return families;
 }
@@ -137,7 +137,8 @@ void Connection::choose_targets() {
            (in_the_clear_ && !is_in(tls_refusing_, address)) || is_in(tried_, address);
   };
   next_target_ = 0;
-  targets_ = dns::choose_targets(*route_, families_of(*config_, source_), io_, skip);
+  const bool ipv6_usable = route_->explicit_hop || agent_.sources_ == nullptr || agent_.sources_->ipv6_usable(source_index_);
+  targets_ = dns::choose_targets(*route_, families_of(*config_, source_, ipv6_usable), io_, skip);
   if (targets_.count == 0 && route_->explicit_hop && tried_.empty()) {
     // The operator named this very host: its family is as good as told.
     targets_ = dns::choose_targets(*route_, {.ipv4 = true, .ipv6 = true}, io_, skip);
@@ -211,6 +212,10 @@ void Connection::try_next() {
       end_.reply = fmt::format("no address of {} answers", site_key_);
     } else {
       end_.reply = fmt::format("no address of {} is of a family that this source has", site_key_);
+      if (agent_.sources_ != nullptr && !agent_.sources_->ipv6_usable(source_index_)) {
+        const std::string wrong = agent_.sources_->wrong(source_index_);
+        end_.reply += wrong.empty() ? "; whether IPv6 may be used is not known yet" : "; " + wrong;
+      }
     }
   }
   end_.cause = LaneEnd::Cause::failed;

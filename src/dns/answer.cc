@@ -17,6 +17,8 @@ std::string_view to_string(Type type) {
       return "CNAME";
     case Type::soa:
       return "SOA";
+    case Type::ptr:
+      return "PTR";
     case Type::mx:
       return "MX";
     case Type::txt:
@@ -300,6 +302,13 @@ Answer parse_reply(std::string_view packet, std::string_view name, Type type, bo
         answer.mx.push_back(std::move(mx));
         break;
       }
+      case Type::ptr: {
+        Reader data(packet.substr(0, record.data + record.size));
+        data.seek(record.data);
+        answer.names.push_back(data.name());
+        if (data.failed()) return malformed("broken PTR record");
+        break;
+      }
       case Type::txt: {
         Reader data(bytes);
         std::string text;
@@ -335,7 +344,7 @@ Answer parse_reply(std::string_view packet, std::string_view name, Type type, bo
 
   if (owner != asked) answer.expanded = owner;
   if (!answer.addresses.empty() || !answer.mx.empty() || !answer.texts.empty() || !answer.tlsa.empty() ||
-      !answer.alias.empty()) {
+      !answer.names.empty() || !answer.alias.empty()) {
     answer.outcome = Outcome::records;
     return answer;
   }

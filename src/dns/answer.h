@@ -6,7 +6,7 @@
 // named in `alias`, for the cache to ask on. Records whose owner is not the question's name, or the
 // end of its chain of aliases, are ignored.
 //
-// Limits: 100 records of a section are read, the rest is ignored. Only A, AAAA, MX, TXT, TLSA and, where it is asked
+// Limits: 100 records of a section are read, the rest is ignored. Only A, AAAA, PTR, MX, TXT, TLSA and, where it is asked
 // for itself, CNAME are decoded.
 #pragma once
 
@@ -20,7 +20,7 @@
 
 namespace millrace::dns {
 
-enum class Type : uint16_t { a = 1, cname = 5, soa = 6, mx = 15, txt = 16, aaaa = 28, tlsa = 52 };
+enum class Type : uint16_t { a = 1, cname = 5, soa = 6, ptr = 12, mx = 15, txt = 16, aaaa = 28, tlsa = 52 };
 std::string_view to_string(Type type);
 
 enum class Outcome : uint8_t {
@@ -45,6 +45,7 @@ struct Answer {
       0;  // lowest of all that the answer rests on; for a negative answer, the zone's own
   std::vector<reactor::Address> addresses;  // A, AAAA; port 0
   std::vector<MxRecord> mx;
+  std::vector<std::string> names;       // PTR: as hosts of MX records are
   std::vector<std::string> texts;       // TXT: the strings of a record put together
   std::vector<tls::TlsaRecord> tlsa;
   std::string alias;   // Outcome::alias: the name to ask for next; asked for CNAME: what it leads to

@@ -23,6 +23,10 @@ void ModelZones::add_tlsa(std::string_view name, const tls::TlsaRecord& record) 
   nodes_[canonical_name(name)].tlsa.push_back(record);
 }
 
+void ModelZones::add_pointer(std::string_view name, std::string_view target) {
+  nodes_[canonical_name(name)].names.push_back(canonical_name(target));
+}
+
 void ModelZones::add_text(std::string_view name, std::string_view text) {
   nodes_[canonical_name(name)].texts.emplace_back(text);
 }
@@ -92,7 +96,9 @@ Answer ModelZones::answer(const std::string& name, Type type) const {
     if (type == Type::aaaa) answer.addresses = node->second.ipv6;
     if (type == Type::tlsa) answer.tlsa = node->second.tlsa;
     if (type == Type::txt) answer.texts = node->second.texts;
-    const bool found = !answer.mx.empty() || !answer.addresses.empty() || !answer.tlsa.empty() || !answer.texts.empty();
+    if (type == Type::ptr) answer.names = node->second.names;
+    const bool found = !answer.mx.empty() || !answer.addresses.empty() || !answer.tlsa.empty() || !answer.texts.empty() ||
+                       !answer.names.empty();
     answer.outcome = found ? Outcome::records : Outcome::no_data;
     if (!found) answer.ttl_s = negative_ttl_s;
     return answer;

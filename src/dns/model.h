@@ -19,6 +19,7 @@ class ModelZones {
   void add_address(std::string_view host, std::string_view address);  // A or AAAA, by its form
   void add_alias(std::string_view name, std::string_view target);
   void add_tlsa(std::string_view name, const tls::TlsaRecord& record);  // name: "_25._tcp.mx.example"
+  void add_pointer(std::string_view name, std::string_view target);  // PTR; name: "1.2.0.192.in-addr.arpa"
   void add_text(std::string_view name, std::string_view text);
   // Answers about this name and those below it are secure.
   void sign(std::string_view name);
@@ -50,7 +51,7 @@ class ModelZones {
     std::vector<MxRecord> mx;
     std::vector<reactor::Address> ipv4, ipv6;
     std::vector<tls::TlsaRecord> tlsa;
-    std::vector<std::string> texts;
+    std::vector<std::string> texts, names;
     std::string alias;
   };
   bool is_signed(std::string_view name) const;

@@ -94,6 +94,7 @@ struct ExplainRow {
   int64_t next_attempt_ms = 0;         // UTC; 0: not known
   std::string why;                     // a hold, or where it stands; the limits are apart
   int64_t held_until_ms = 0;           // UTC
+  std::string source_wrong;            // what the DNS says of it that is not as it should be (by the relay)
   std::string mode;                    // "backed off: ..."; empty: normal
   int64_t mode_until_ms = 0;           // UTC
   // By the arbiter, on its shard.

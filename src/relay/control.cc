@@ -393,7 +393,10 @@ void Control::explain(const std::string& domain, const mail::SpoolId& id,
           row.domain = domain;
           row.why = "nothing is queued for it, and its MX hosts are not known";
         }
-        for (queue::ExplainRow& row : rows) shards_[0]->scheduler().explain_limits(row);
+        for (queue::ExplainRow& row : rows) {
+          shards_[0]->scheduler().explain_limits(row);
+          row.source_wrong = shards_[0]->sources().wrong(row.source_number);
+        }
         done(std::move(rows));
       });
 }

@@ -1,5 +1,7 @@
 #include "relay/shard.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "base/log.h"
@@ -28,6 +30,12 @@ Shard::Shard(Parts parts)
   cache_ = std::make_unique<dns::Cache>(io_, *transport_, dns::Cache::Options{.negative_ttl_ms = config_->dns_negative_ttl_ms});
   mx_ = std::make_unique<dns::Mx>(io_, *cache_, delivery::mx_options(*config_));
   delivery_ = std::make_unique<delivery::DeliveryAgent>(io_, config_, *mx_, *cache_, number_);
+  // Each shard finds out for itself; the first one tells.
+  sources_ = std::make_unique<delivery::SourceCheck>(io_, *cache_);
+  if (number_ == 0) {
+    sources_->on_finding = [this](const delivery::SourceCheck::Finding& finding) { tell_source(finding); };
+  }
+  delivery_->set_sources(sources_.get());
   delivery_->sts_policies().set_fetcher(parts.policies, &mailbox_);
   scheduler_ = std::make_unique<queue::Scheduler>(
       queue::Scheduler::Context{io_, config_, *delivery_, tee_, number_, shards_});
@@ -72,7 +80,27 @@ Status Shard::listen(const std::vector<config::Listen>& where) {
   return listener_->open(where, sharing);
 }
 
-void Shard::start() { scheduler_->start(*spool_, *reports_); }
+void Shard::start() {
+  sources_->start(config_);
+  scheduler_->start(*spool_, *reports_);
+}
+
+void Shard::tell_source(const delivery::SourceCheck::Finding& finding) {
+  const std::string name =
+      finding.address.empty() ? finding.ehlo_name : fmt::format("{} ({})", finding.ehlo_name, finding.address);
+  if (finding.wrong.empty()) return log::info("source {}: PTR and forward records match", name);
+  log::warning("source {}: {}", name, finding.wrong);
+  if (!tee_.wanted()) return;
+  events::Event event;
+  event.type = events::Type::queue;
+  event.time_ms = io_.wall_ms();
+  event.source = finding.address;
+  event.ehlo_name = finding.ehlo_name;
+  event.scope = events::Scope::source;
+  event.stage = events::Stage::dns;
+  event.reason = finding.wrong;
+  tee_.emit(0, event);
+}
 
 void Shard::drain(std::function<void()> done) {
   drained_ = std::move(done);
@@ -107,6 +135,7 @@ void Shard::adopt(config::Snapshot config) {
   config_ = std::move(config);
   count_accounts();
   mx_->configure(delivery::mx_options(*config_));
+  sources_->start(config_);
   delivery_->adopt(config_);
   scheduler_->adopt(config_);
   reports_->adopt(config_);

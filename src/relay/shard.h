@@ -10,6 +10,7 @@
 #include "bounce/reports.h"
 #include "config/config.h"
 #include "delivery/agent.h"
+#include "delivery/source_check.h"
 #include "dns/cache.h"
 #include "dns/mx.h"
 #include "dns/resolver.h"
@@ -90,6 +91,7 @@ class Shard {
   delivery::DeliveryAgent& delivery() { return *delivery_; }
   ingress::Injector& injector() { return *injector_; }
   ingress::SmtpListener& listener() { return *listener_; }
+  const delivery::SourceCheck& sources() const { return *sources_; }
   dns::Cache& dns_cache() { return *cache_; }
   EventTee& events() { return tee_; }
   spool::Spool* spool() { return spool_.get(); }  // nullptr before attach()
@@ -97,6 +99,7 @@ class Shard {
  private:
   void report_drained();
   void count_accounts();
+  void tell_source(const delivery::SourceCheck::Finding& finding);
 
   reactor::Io& io_;
   const unsigned number_;
@@ -115,6 +118,7 @@ class Shard {
   std::unique_ptr<dns::Transport> transport_;
   std::unique_ptr<dns::Cache> cache_;
   std::unique_ptr<dns::Mx> mx_;
+  std::unique_ptr<delivery::SourceCheck> sources_;
   std::unique_ptr<delivery::DeliveryAgent> delivery_;
   std::unique_ptr<queue::Scheduler> scheduler_;
   std::unique_ptr<ingress::Context> context_;

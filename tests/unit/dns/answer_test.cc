@@ -43,6 +43,13 @@ TEST(ParseReply, TlsaAndTextRecordsAreRead) {
   ASSERT_EQ(tlsa.outcome, Outcome::records);
   ASSERT_EQ(tlsa.tlsa.size(), 1u);
   EXPECT_EQ(tlsa.tlsa[0], (tls::TlsaRecord{3, 1, 1, std::string(32, 'd')}));
+  const Answer pointer = parse_reply(
+      Packet("1.2.0.192.in-addr.arpa", 12).answer(kQuestion, 12, 60, wire_name("Mta1.Example")).answer(kQuestion, 12, 60, wire_name("b.example")).str(),
+      "1.2.0.192.in-addr.arpa", Type::ptr);
+  EXPECT_EQ(pointer.outcome, Outcome::records);
+  EXPECT_EQ(pointer.names, (std::vector<std::string>{"mta1.example", "b.example"}));
+  EXPECT_EQ(parse_reply(Packet("p.example", 12).answer(kQuestion, 12, 60, "\x09v=S").str(), "p.example", Type::ptr).outcome,
+            Outcome::malformed);
   const Answer text = parse_reply(Packet("t.example", 16).answer(kQuestion, 16, 60, "\x03v=S\x04Tsv1").str(), "t.example", Type::txt);
   ASSERT_EQ(text.texts.size(), 1u);
   EXPECT_EQ(text.texts[0], "v=STsv1") << "the strings of a record put together";
