@@ -59,7 +59,10 @@ HandOver::HandOver(DeliveryAgent& agent, std::shared_ptr<const dns::Route> route
   io_.defer(turn_);
 }
 
-HandOver::~HandOver() { turn_.cancel(); }
+HandOver::~HandOver() {
+  turn_.cancel();
+  timer_.cancel();
+}
 
 void HandOver::wake() { io_.defer(turn_); }
 

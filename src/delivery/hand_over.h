@@ -65,7 +65,8 @@ class HandOver final : public queue::Lane {
   const std::shared_ptr<const dns::Route> route_;
   State state_ = State::idle;
   smtp::PeerReply reply_;  // discard
-  std::string source_text_, ehlo_name_;
+  std::string source_text_;
+  std::string_view ehlo_name_;  // of config_: what an attempt says of it outlives this
   uint64_t number_ = 0;
   uint32_t messages_ = 0;
   bool ready_ = false, idle_ = false, retired_ = false, aborted_ = false;
