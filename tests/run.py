@@ -7,8 +7,8 @@ Stages, in this order:
            with --long the unit tests too
   asan     unit tests, and fewer of the above, under AddressSanitizer and UndefinedBehaviorSanitizer, in build-asan/
            (clang); with --long also system tests with such a relay
-  tsan     unit tests and a share of the simulation under ThreadSanitizer, in build-tsan/, and a system test with such a
-           relay of two shards
+  tsan     the tests of what crosses cores, and a share of the simulation, under ThreadSanitizer, in build-tsan/, and a
+           system test with such a relay of two shards; with --long all unit tests
   fuzz     a short run of every fuzzer, in build-fuzz/ (clang)
   system   tests/system/*.py: whole programs; each says itself why it is skipped (exit code 77)
 
@@ -270,11 +270,15 @@ def stage_asan(tally, options):
 
 def stage_tsan(tally, options):
     # What the kernel does through a ring is not seen by ThreadSanitizer, and need not be: a ring and its buffers belong
-    # to one thread.
+    # to one thread. Nor has it anything to see in a test of one thread: those run with --long.
     folder = 'build-tsan'
     if not configure(tally, folder, sanitized('thread')):
         return
-    tests = [test for test in meson_tests(folder) if is_unit_test(test) or test['name'] == 'relay_sim']
+    crossing = ('reactor_parts', 'spool_uring', 'relay', 'relay_sim')
+    tests = [test for test in meson_tests(folder)
+             if test['name'] in crossing or (options.long and is_unit_test(test))]
+    if len(tests) < len(crossing):
+        tally.fail('tsan: tests are missing: there are ' + ', '.join(test['name'] for test in tests))
     if not compile_targets(tally, folder, ['millrace', *programs_of(tests, folder)]):
         return
     run_meson_tests(tally, 'tsan', tests, options, slower=3,
